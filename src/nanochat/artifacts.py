@@ -1,0 +1,281 @@
+"""Files that can be trusted: atomic writes, manifests (identity), provenance (story), locks.
+
+A stage writes each output under a temporary name, syncs it and renames it, and writes `manifest.json` last.
+The manifest is deterministic (same inputs and config: same bytes); everything that differs between two
+identical runs (host, time, cost) goes to `provenance.json`.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from nanochat.errors import UserError
+
+HASH_CHUNK_BYTES = 1 << 22
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hex sha256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes, read in 4 MiB pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(HASH_CHUNK_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal strings."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def fingerprint(config: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
+    """Identity of a piece of work: sha256 over its resolved config and the sha256 of its inputs."""
+    return sha256_bytes(canonical_json({"config": config, "inputs": inputs}).encode())
+
+
+# --- atomic writes ---------------------------------------------------------------------------------------------------
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `path`; on success sync it and rename it to `path`, on failure remove it.
+
+    The temporary name is fixed per target, so a file left by a killed process is overwritten by the next one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON with sorted keys, atomically. NaN and infinity are refused (ValueError)."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises UserError if it is missing or not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the stage that makes it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); delete it and run the stage that makes it again") from None
+
+
+# --- manifests -------------------------------------------------------------------------------------------------------
+
+
+def describe_files(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """{name: {"bytes", "sha256"}} of files in `folder`."""
+    return {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)} for name in sorted(names)}
+
+
+def write_manifest(
+    path: Path,
+    *,
+    stage: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+    outputs: list[str],
+    counts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write the identity of a finished piece of work; call it after every output is in place.
+
+    `inputs`: name -> manifest file that was read. `outputs`: names of files in the manifest's folder.
+    The result holds no path outside the folder, no time and no host.
+    """
+    manifest = {
+        "stage": stage,
+        "config": config,
+        "inputs": {name: sha256_file(file) for name, file in inputs.items()},
+        "outputs": describe_files(path.parent, outputs),
+        "counts": counts,
+    }
+    write_json(path, manifest)
+    return manifest
+
+
+def read_manifest(path: Path, *, stage: str | None = None) -> dict[str, Any]:
+    """Read a manifest and check that its files are present with the sizes it states (content: `verified_file`)."""
+    path = Path(path)
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or "stage" not in manifest or "outputs" not in manifest:
+        raise UserError(f"{path}: not a manifest; give the manifest.json that a stage wrote")
+    if stage is not None and manifest["stage"] != stage:
+        raise UserError(f"{path}: made by stage {manifest['stage']!r}, {stage!r} is needed; give that stage's manifest.json")
+    for name, stated in manifest["outputs"].items():
+        file = path.parent / name
+        if not file.is_file():
+            raise UserError(f"{file}: missing, though its manifest lists it; delete {path} and run again to rebuild it")
+        if (size := file.stat().st_size) != stated["bytes"]:
+            raise UserError(f"{file}: {size} bytes, its manifest says {stated['bytes']}; delete it and run again to rebuild it")
+    return manifest
+
+
+def verified_file(manifest_path: Path, name: str) -> Path:
+    """Path of output `name` beside a manifest, after comparing its sha256. Raises UserError on a mismatch."""
+    manifest_path = Path(manifest_path)
+    stated = read_manifest(manifest_path)["outputs"].get(name)
+    if stated is None:
+        raise UserError(f"{manifest_path}: lists no file {name!r}; run the stage that makes it again")
+    file = manifest_path.parent / name
+    if sha256_file(file) != stated["sha256"]:
+        raise UserError(f"{file}: damaged (sha256 differs from its manifest); delete it and run again to rebuild it")
+    return file
+
+
+# --- provenance ------------------------------------------------------------------------------------------------------
+
+PACKAGES = ("nanochat", "torch", "numpy", "snakemake", "tiktoken", "rustbpe", "pyarrow", "datasets", "huggingface_hub", "pandas")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that matter to a result, without importing them."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """{"commit", "branch", "dirty"} of the checkout that holds `folder`, or {"unavailable": why}."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20)
+        if done.returncode:
+            raise OSError(done.stderr.strip().splitlines()[0] if done.stderr.strip() else "git failed")
+        return done.stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "branch": git("rev-parse", "--abbrev-ref", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"unavailable": str(error)}
+
+
+def total_memory_bytes() -> int:
+    """Physical memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+class Provenance:
+    """The story of a stage: one entry per attempt, kept across crashes in `provenance.json`.
+
+    Every attempt is written at its start (state "running") and completed by `finish`; an attempt that never
+    finished is marked "interrupted" by the next one, so that time and money of failed attempts stay counted.
+    """
+
+    def __init__(self, folder: Path, stage: str, **facts: Any) -> None:
+        self.path = Path(folder) / "provenance.json"
+        self.started = time.time()
+        story: dict[str, Any] = {}
+        if self.path.is_file():
+            with contextlib.suppress(UserError):
+                story = read_json(self.path)
+        attempts = [a if a["state"] != "running" else {**a, "state": "interrupted"} for a in story.get("attempts", [])]
+        self.attempt: dict[str, Any] = {
+            "start": self.started,
+            "heartbeat": self.started,
+            "state": "running",
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "command": sys.argv,
+            "platform": platform.platform(),
+            "cpu_count": os.cpu_count(),
+            "memory_bytes": total_memory_bytes(),
+            "git": git_state(Path(__file__).parent),
+            "packages": package_versions(),
+            **facts,
+        }
+        self.story = {"stage": stage, "attempts": [*attempts, self.attempt]}
+        self._write()
+
+    def beat(self, **facts: Any) -> None:
+        """Record that the attempt is alive now, with further facts; call it when resume state is saved."""
+        self.attempt.update(facts, heartbeat=time.time())
+        self._write()
+
+    def finish(self, state: str = "finished", **facts: Any) -> None:
+        """Close the attempt: `state` is finished, stopped or failed; `facts` are added (steps, tokens, gpu_hours...)."""
+        now = time.time()
+        self.attempt.update(facts, state=state, heartbeat=now, end=now, wall_s=now - self.started)
+        self._write()
+
+    def _write(self) -> None:
+        write_json(self.path, self.story)
+
+
+# --- locks -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, job_id: str | None = None) -> Iterator[None]:
+    """Hold `folder` for one writer. A second one is refused with the owner's host, pid and job (UserError).
+
+    The operating system frees the lock when its holder dies, so a kill leaves nothing to clean up.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    owner_file = folder / ".owner.json"
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        owner = owner_file.read_text(encoding="utf-8").strip() if owner_file.is_file() else "unknown owner"
+        raise UserError(f"{folder}: in use by {owner}; wait for it to end or stop it, then run again") from None
+    try:
+        write_text(owner_file, canonical_json({"host": socket.gethostname(), "pid": os.getpid(), "job": job_id}))
+        yield
+    finally:
+        owner_file.unlink(missing_ok=True)
+        lock.release()

@@ -1,0 +1,56 @@
+"""`nanochat <verb> --flag value ...`: one verb per stage, and `chat` to talk to a finished model.
+
+A stage's flags are the keys of its Snakemake rule. Exit codes: 0 all outputs complete; 2 bad input (one sentence
+on stderr); 75 stopped on purpose with resume state saved, run again to go on; anything else is a defect.
+"""
+
+import importlib
+import sys
+
+from nanochat import __version__
+from nanochat.errors import Stopped, UserError
+
+VERBS = {
+    "fetch": ("nanochat.stages.fetch", "fetch a source into resources/"),
+    "tokenizer": ("nanochat.stages.tokenizer", "train a byte-level BPE tokenizer and measure it"),
+    "tokenize": ("nanochat.stages.tokenize", "turn text shards into packed token shards"),
+    "base_train": ("nanochat.stages.base_train", "pretrain a model on packed tokens"),
+    "mid_train": ("nanochat.stages.mid_train", "go on with conversations, loss on every token"),
+    "chat_sft": ("nanochat.stages.chat_sft", "fine-tune on the assistant's tokens"),
+    "evaluate": ("nanochat.stages.evaluate", "score one model on one task"),
+    "report": ("nanochat.stages.report", "write the report from JSON files"),
+    "chat": ("nanochat.serve.terminal", "talk to a finished phase of a run"),
+}
+EXIT_USER_ERROR = 2
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h
+
+
+def usage() -> str:
+    """The page of `nanochat --help`."""
+    lines = [f"  {verb:<11} {summary}" for verb, (_, summary) in VERBS.items()]
+    return "\n".join(["usage: nanochat VERB [--flag value ...]; nanochat VERB --help", "", *lines])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one verb and exit with its code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help", "--version"):
+        print(__version__ if verb == "--version" else usage())
+        sys.exit(0)
+    if verb not in VERBS:
+        _fail(f"{verb!r}: no such verb; choose one of {', '.join(VERBS)}")
+    try:
+        importlib.import_module(VERBS[verb][0]).main(arguments[1:])
+    except UserError as error:
+        _fail(str(error))
+    except Stopped as stopped:
+        print(f"nanochat {verb}: {stopped}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_STOPPED)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(sentence: str) -> None:
+    print(f"nanochat: error: {sentence}", file=sys.stderr, flush=True)
+    sys.exit(EXIT_USER_ERROR)

@@ -1,0 +1,1 @@
+"""Sources, text shards, packing, and rows of tokens."""

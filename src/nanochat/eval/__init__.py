@@ -1,0 +1,1 @@
+"""Bits per byte, categorical and generative evaluation."""

@@ -1,0 +1,170 @@
+"""What a process runs on: device, dtype, ranks, seed, log lines, signals.
+
+The only module that reads environment variables (torchrun's and SLURM's). Nothing is probed at import;
+torch is imported when a Runtime is started, so that stages without it (fetch, report) start at once.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nanochat.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def log(message: str) -> None:
+    """One line on stderr, flushed: a log file that grows is how people see that a run is alive. Rank 0 only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
+
+
+def slurm_job_id() -> str | None:
+    """The SLURM job that this process belongs to, or None."""
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun started this process."""
+    return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def relaunch_under_torchrun(ranks: int, arguments: Sequence[str]) -> None:
+    """Replace this process by `ranks` ranks of itself on this machine; does nothing for one rank or below torchrun."""
+    if ranks <= 1 or under_torchrun():
+        return
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "nanochat"]
+    sys.stdout.flush()
+    os.execv(sys.executable, [*command, *arguments])
+
+
+@dataclass
+class StopRequest:
+    """Becomes true when the process is asked to stop: SIGTERM, SIGINT, SIGUSR1, or its time budget is used up."""
+
+    deadline: float | None = None  # time.monotonic() value
+    reason: str | None = None
+
+    @classmethod
+    def install(cls, max_seconds: float | None = None) -> "StopRequest":
+        """Catch the signals from now on; a second SIGINT interrupts at once. `max_seconds` counts from now."""
+        request = cls(None if max_seconds is None else time.monotonic() + max_seconds)
+
+        def on_signal(number: int, _frame: Any) -> None:
+            if number == signal.SIGINT and request.reason is not None:
+                raise KeyboardInterrupt
+            request.reason = signal.Signals(number).name
+
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, on_signal)
+        return request
+
+    def __bool__(self) -> bool:
+        if self.reason is None and self.deadline is not None and time.monotonic() >= self.deadline:
+            self.reason = "time limit"
+        return self.reason is not None
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Device and ranks of this process. `dtype` is what activations and matrix products use; weights are fp32."""
+
+    device: "torch.device"
+    dtype: "torch.dtype"
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    seed: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and log lines."""
+        return self.rank == 0
+
+    @classmethod
+    def start(cls, *, seed: int = 0, device: str = "auto", threads: int | None = None) -> "Runtime":
+        """Seed every generator, choose deterministic kernels, join the process group if torchrun started us.
+
+        `device`: auto (cuda, else mps, else cpu), cpu, cuda or mps; asking for an absent one is a UserError.
+        """
+        import torch
+
+        if threads:
+            torch.set_num_threads(threads)
+        chosen = _choose_device(device)
+        rank, local_rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
+        if chosen.type == "cuda":
+            chosen = torch.device("cuda", local_rank)
+            torch.cuda.set_device(chosen)
+            # cuBLAS needs a fixed workspace for bit-equal results; it reads this when its handle is made
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        random.seed(seed)
+        torch.manual_seed(seed)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_float32_matmul_precision("high" if chosen.type == "cuda" else "highest")
+        if under_torchrun() and not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        bf16 = chosen.type == "cuda" and torch.cuda.get_device_capability(chosen) >= (8, 0)
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        return cls(chosen, dtype, rank, local_rank, world_size, seed, _device_facts(chosen, world_size))
+
+    def all_reduce(self, value: "torch.Tensor", op: str = "sum") -> "torch.Tensor":
+        """Combine `value` over ranks in place (op: sum, max, min, avg) and return it; the identity on one rank."""
+        if self.world_size > 1:
+            import torch.distributed as dist
+
+            average = op == "avg"
+            dist.all_reduce(value, {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}["sum" if average else op])
+            if average:
+                value /= self.world_size
+        return value
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank; every rank must ask at the same moment."""
+        if self.world_size == 1:
+            return flag
+        import torch
+
+        return bool(self.all_reduce(torch.tensor(int(flag), device=self.device), "max").item())
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.world_size > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+    def stop(self) -> None:
+        """Leave the process group."""
+        import torch.distributed as dist
+
+        if self.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _choose_device(name: str) -> "torch.device":
+    import torch
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, present in available.items() if present)
+    if not available.get(name, False):
+        raise UserError(f"device={name}: not available here; choose one of {[kind for kind, present in available.items() if present]}")
+    return torch.device(name)
+
+
+def _device_facts(device: "torch.device", world_size: int) -> dict[str, Any]:
+    import torch
+
+    facts: dict[str, Any] = {"device": device.type, "world_size": world_size, "threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {"device_name": properties.name, "device_memory_bytes": properties.total_memory}
+    return facts

@@ -1,0 +1,1 @@
+"""One module per stage: parse, load, start, build, run, save."""

@@ -1,0 +1,5 @@
+"""The registry of tasks: name -> class."""
+
+from nanochat.tasks.base import Task
+
+TASKS: dict[str, type[Task]] = {}

@@ -1,0 +1,1 @@
+"""Schedules, scaling rules, the training loop and its resume state."""
