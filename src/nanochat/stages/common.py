@@ -1,0 +1,70 @@
+"""What every stage's command line has in common: flags as one-sentence contracts, and its one subtree of the experiment."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from nanochat.artifacts import read_json
+from nanochat.config import parse_section
+from nanochat.errors import UserError
+
+SectionType = TypeVar("SectionType", bound=Any)
+
+
+class StageParser(argparse.ArgumentParser):
+    """Flags only, never abbreviated; a wrong one is a UserError (exit 2, one sentence, no usage dump)."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the problem as a UserError that names the verb and where to read on."""
+        raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def stage_parser(docstring: str | None, name: str) -> StageParser:
+    """Parser of stage `name` whose --help opens with the module docstring."""
+    return StageParser(prog=f"nanochat {name}", description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+
+def read_stage_config(text: str, section: type[SectionType]) -> SectionType:
+    """The subtree that a stage received: `text` is JSON itself (it starts with a brace) or the path of a JSON file."""
+    if text.lstrip().startswith("{"):
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"--config: not valid JSON ({error}); give a JSON object or the path of a JSON file") from None
+    else:
+        content = read_json(Path(text))
+    if not isinstance(content, dict):
+        raise UserError(f"--config={text}: holds a {type(content).__name__}, a JSON object is needed")
+    return parse_section(section, content, "--config")
+
+
+def add_training_flags(parser: StageParser) -> None:
+    """Flags of the stages that train: where to write, and on what machine (which never changes what is learnt)."""
+    parser.add_argument("--weights", type=Path, required=True, metavar="OUT", help="model.safetensors to write")
+    parser.add_argument("--manifest", type=Path, required=True, metavar="OUT", help="manifest.json to write, last, beside the weights")
+    add_machine_flags(parser)
+    parser.add_argument("--ranks", type=positive_int, default=1, help="processes on this machine, one per GPU (default: 1)")
+    parser.add_argument("--max-seconds", type=positive_float, help="stop with resume state saved and exit code 75 after so much wall time")
+
+
+def add_machine_flags(parser: StageParser) -> None:
+    """--device and --threads."""
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: cuda, else mps, else cpu")
+    parser.add_argument("--threads", type=positive_int, help="CPU threads per rank (default: torch's choice)")
+
+
+def positive_int(text: str) -> int:
+    """An integer above zero."""
+    value = int(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """A number above zero."""
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
