@@ -10,5 +10,5 @@ class UserError(Exception):
     """Bad input. The message is one sentence that names the key or file, its value and the cure."""
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818  (a state, not an error)
     """The stage stopped before its end (signal or time limit) and has saved what it needs to go on."""

@@ -1,0 +1,77 @@
+"""What no single key shows: names that must exist, licences that must be accepted, batches that must divide."""
+
+from typing import Any
+
+from nanochat.config.schema import Experiment, Run
+from nanochat.config.subtrees import resolve_base_train
+from nanochat.data.sources import SOURCES
+from nanochat.recipes import RECIPES
+from nanochat.tasks import TASKS
+
+
+def find_problems(experiment: Experiment) -> list[str]:
+    """One sentence per name that is not defined, use that is not allowed, or batch that does not divide."""
+    problems: list[str] = []
+
+    def check(place: str, name: str, known: Any) -> None:
+        if name not in known:
+            problems.append(f"{place}={name!r}: not defined; choose one of {', '.join(sorted(known)) or 'none, since none is defined'}")
+
+    sources = {*SOURCES, *experiment.sources}
+    for name in experiment.sources:
+        if name in SOURCES:
+            problems.append(f"sources.{name}: this name belongs to a built-in source; choose another")
+    for name, corpus in experiment.corpora.items():
+        for source in corpus.sources:
+            check(f"corpora.{name}.sources", source, sources)
+            if source in SOURCES and not SOURCES[source].is_text:
+                problems.append(f"corpora.{name}.sources={source!r}: holds no running text; choose a text source")
+            if source in SOURCES and SOURCES[source].licence_unclear and not corpus.accept_unclear_licences:
+                cure = f"set corpora.{name}.accept_unclear_licences: true to use it"
+                problems.append(f"corpora.{name}.sources={source!r}: licence unclear ({SOURCES[source].licence}); {cure}")
+        if len(set(corpus.sources)) < len(corpus.sources):
+            problems.append(f"corpora.{name}.sources={corpus.sources}: names a source twice; name each once")
+    for name, tokenizer in experiment.tokenizers.items():
+        check(f"tokenizers.{name}.corpus", tokenizer.corpus, experiment.corpora)
+    for name, run in experiment.runs.items():
+        check(f"runs.{name}.corpus", run.corpus, experiment.corpora)
+        check(f"runs.{name}.tokenizer", run.tokenizer, experiment.tokenizers)
+        check(f"runs.{name}.recipe", run.recipe, RECIPES)
+        problems += _task_problems(name, run, sources)
+        if not problems:
+            problems += _batch_problems(f"runs.{name}", run, experiment.corpora[run.corpus].sequence_len)
+    for name in experiment.report.runs:
+        check("report.runs", name, experiment.runs)
+    return problems
+
+
+def _task_problems(name: str, run: Run, sources: set[str]) -> list[str]:
+    uses = [(f"runs.{name}.evaluate.{task}", task, settings.split, settings.source) for task, settings in run.evaluate.items() if task != "bpb"]
+    for stage in ("mid_train", "chat_sft"):
+        if (tune := getattr(run, stage)) is not None:
+            uses += [(f"runs.{name}.{stage}.mixture", item.task, item.split, item.source) for item in [*tune.mixture, *tune.validation]]
+    problems = []
+    for place, task, split, source in uses:
+        if task not in TASKS:
+            problems.append(f"{place}={task!r}: no such task; choose one of {', '.join(sorted([*TASKS, 'bpb']))}")
+        elif split not in TASKS[task].sources:
+            problems.append(f"{place}: task {task} has no split {split!r}; choose one of {', '.join(TASKS[task].sources)}")
+        elif source is not None and source not in sources:
+            problems.append(f"{place}.source={source!r}: no such source; choose one of {', '.join(TASKS[task].sources[split])}")
+    return problems
+
+
+def _batch_problems(place: str, run: Run, sequence_len: int) -> list[str]:
+    problems = []
+    base_batch = resolve_base_train(run.base_train, run.recipe)["horizon"]["batch_tokens"]
+    batches = [("base_train.horizon.batch_tokens", base_batch, run.base_train.micro_batch_rows)]
+    for stage in ("mid_train", "chat_sft"):
+        if (tune := getattr(run, stage)) is not None:
+            batches.append((f"{stage}.batch_tokens", tune.batch_tokens or 0, tune.micro_batch_rows))
+    for key, batch_tokens, rows in batches:
+        step = sequence_len * (rows or 1)
+        if batch_tokens and batch_tokens % step:
+            near = max(step, round(batch_tokens / step) * step)
+            of = f"sequence_len {sequence_len}" + (f" x micro_batch_rows {rows}" if rows else "")
+            problems.append(f"{place}.{key}={batch_tokens}: not a multiple of {step} ({of}); try {near}")
+    return problems

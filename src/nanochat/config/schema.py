@@ -1,0 +1,228 @@
+"""Every key of an experiment file: its meaning and its bounds. Names that refer to other sections are checked in checks.py."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from nanochat.data.sources import SOURCES, Source, user_source
+
+SPECIAL_TOKENS = 9  # <|bos|>, and start and end of user, assistant, python, output
+MIN_VOCAB = 256 + SPECIAL_TOKENS
+MAX_VOCAB = 1 << 32  # token shards hold uint16 up to 65,536 and uint32 above
+PHASES = ("base", "mid", "sft", "rl")
+STAGE_OF_PHASE = {"base": "base_train", "mid": "mid_train", "sft": "chat_sft", "rl": "chat_rl"}
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+Name = Annotated[str, Field(pattern=NAME, max_length=64)]
+PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Rate = Annotated[float, Field(ge=0.0)]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class UserSource(Section):
+    """A source of the user's own: a folder of .parquet, .jsonl or .txt files, or a dataset on the Hub."""
+
+    kind: Literal["local", "hf"]
+    path: str | None = None  # local: a folder or a file
+    repo: str | None = None  # hf: owner/name
+    revision: str = "main"  # hf: branch or commit
+    files: list[str] = []  # hf: parquet or jsonl files of the repository, in order
+    column: str = "text"  # which column or key holds the text
+    licence: str = "not stated"
+
+    @model_validator(mode="after")
+    def _has_its_place(self) -> Self:
+        if self.kind == "local" and not self.path:
+            raise ValueError("kind local needs path: a folder or file")
+        if self.kind == "hf" and not (self.repo and self.files):
+            raise ValueError("kind hf needs repo: owner/name and files: [...]")
+        return self
+
+
+class Corpus(Section):
+    """Text for a tokenizer and for pretraining."""
+
+    sources: Annotated[list[str], Field(min_length=1)]
+    sequence_len: Annotated[int, Field(ge=16, le=65_536, strict=True)]  # tokens per row; rows are cut once, by tokenize
+    shards: PositiveInt | None = None  # sources that come in shards: how many training shards (default: all)
+    chunk_shards: PositiveInt = 16  # shards per chunk, the unit of fetching and tokenizing
+    accept_unclear_licences: bool = False
+
+
+class Tokenizer(Section):
+    """A byte-level BPE vocabulary."""
+
+    corpus: str
+    vocab_size: Annotated[int, Field(ge=MIN_VOCAB, le=MAX_VOCAB, strict=True)]  # special tokens included
+    max_chars: PositiveInt = 2_000_000_000  # text seen by the trainer
+    document_chars: PositiveInt = 10_000  # at most this much of one document
+
+
+class Architecture(Section):
+    """Shape of the transformer; a key that is absent follows the recipe."""
+
+    width: PositiveInt | None = None  # absent: depth x aspect_ratio, rounded up to a multiple of head_dim
+    aspect_ratio: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    kv_heads: Annotated[int, Field(ge=0)] | None = None  # 0: as many as heads
+    mlp_ratio: PositiveInt | None = None
+    rope_base: Annotated[float, Field(gt=0)] | None = None
+    qk_norm: bool | None = None
+    qk_scale: Annotated[float, Field(gt=0)] | None = None
+    value_embeddings: Literal["none", "alternate"] | None = None
+    residual_lambdas: bool | None = None
+    smear: bool | None = None
+    backout: bool | None = None
+    softcap: Rate | None = None  # 0: none
+    window_pattern: Annotated[str, Field(pattern="^[SL]+$")] | None = None  # S: a quarter of the context, L: all of it
+    attention: Literal["full"] | None = None
+    init: Literal["classic", "modern"] | None = None
+
+
+class Optimizer(Section):
+    """Muon for matrices, AdamW for the rest; a key that is absent follows the recipe."""
+
+    matrix_lr: Rate | None = None
+    head_lr: Rate | None = None
+    embedding_lr: Rate | None = None
+    value_embedding_lr: Rate | None = None
+    scalar_lr: Rate | None = None
+    head_betas: tuple[Beta, Beta] | None = None
+    embedding_betas: tuple[Beta, Beta] | None = None
+    scalar_betas: tuple[Beta, Beta] | None = None
+    epsilon: Annotated[float, Field(gt=0)] | None = None
+    head_weight_decay: Rate | None = None
+    embedding_weight_decay: Rate | None = None
+    matrix_weight_decay: Rate | None = None
+    scale_weight_decay: bool | None = None  # follow batch and horizon (T_epoch rule), clamped for small models
+    orthogonalizer: Literal["newton_schulz", "polar_express"] | None = None
+    variance_reduction: bool | None = None
+    cautious_weight_decay: bool | None = None
+    row_equilibration: bool | None = None
+    momentum_start: Beta | None = None
+    momentum_peak: Beta | None = None
+    momentum_final: Beta | None = None
+    momentum_warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    grad_clip: Rate | None = None  # 0: none
+
+
+class Schedule(Section):
+    """Learning rate over the run; a key that is absent follows the recipe."""
+
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    warmdown_fraction: Fraction | None = None
+    final_lr_fraction: Fraction | None = None
+    weight_decay_schedule: Literal["constant", "linear", "cosine"] | None = None
+
+
+class Horizon(Section):
+    """How long to train and in which batches; a key that is absent follows the recipe."""
+
+    steps: PositiveInt | None = None  # the first that is given wins: steps, tokens, tokens_per_param
+    tokens: PositiveInt | None = None
+    tokens_per_param: Annotated[float, Field(gt=0)] | None = None
+    counted_params: Literal["all", "scaling"] | None = None  # scaling: block matrices and lm_head
+    batch_tokens: Annotated[int, Field(ge=0)] | None = None  # 0: from the scaling rule
+    scale_lr_with_batch: bool | None = None
+
+
+class TrainCommon(Section):
+    """Keys that every training stage has. Counts are in optimizer steps."""
+
+    micro_batch_rows: PositiveInt | None = None  # rows per forward pass; absent: chosen from the shape
+    validate_every: Annotated[int, Field(ge=0)] = 250  # 0: only at the end
+    validation_rows: PositiveInt = 256
+    sample_every: Annotated[int, Field(ge=0)] = 0  # 0: only at the end
+    save_every_s: Annotated[float, Field(gt=0)] = 600.0  # resume state, in seconds of wall time
+
+
+class BaseTrain(TrainCommon):
+    """Pretraining. `depth` is the one dial: width, heads, batch, rates and horizon follow from it."""
+
+    depth: Annotated[int, Field(ge=1, le=256, strict=True)]
+    architecture: Architecture = Architecture()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    horizon: Horizon = Horizon()
+
+
+class MixtureItem(Section):
+    """One ingredient of a conversation mixture."""
+
+    task: str
+    split: str = "train"
+    source: str | None = None  # absent: the task's first choice
+    rows: PositiveInt | None = None  # use a seeded sample of this many (for a generator: make this many)
+    epochs: Annotated[float, Field(gt=0)] = 1.0  # how often each row is seen
+
+
+class Tune(TrainCommon):
+    """Training on conversations: mid_train (loss on every token) and chat_sft (loss on the assistant's)."""
+
+    mixture: Annotated[list[MixtureItem], Field(min_length=1)]
+    validation: list[MixtureItem] = []  # absent: a held-out share of the mixture
+    epochs: Annotated[float, Field(gt=0)] = 1.0  # passes over the whole mixture
+    lr_fraction: Annotated[float, Field(gt=0)] = 1.0  # of the base rates, at the start
+    warmup_fraction: Fraction = 0.0
+    warmdown_fraction: Fraction = 0.5
+    final_lr_fraction: Fraction = 0.0
+    batch_tokens: PositiveInt | None = None  # absent: as in base_train
+    warm_start_optimizer: bool = True  # take the parent's momentum buffers
+
+
+class TaskSettings(Section):
+    """How one task is evaluated."""
+
+    split: str = "test"
+    source: str | None = None
+    limit: PositiveInt | None = None  # a seeded sample of this many rows
+    phases: list[Literal["base", "mid", "sft", "rl"]] | None = None  # absent: every phase the run has
+    max_new_tokens: PositiveInt = 256
+    batch_rows: PositiveInt = 16
+    seed: int = 0
+
+
+class Run(Section):
+    """One model, from pretraining to its scores."""
+
+    corpus: str
+    tokenizer: str
+    recipe: str
+    seed: int = 0
+    base_train: BaseTrain
+    mid_train: Tune | None = None
+    chat_sft: Tune | None = None
+    evaluate: dict[str, TaskSettings] = {}
+
+    @property
+    def phases(self) -> list[str]:
+        """Phases that this run builds, in order."""
+        return [phase for phase in PHASES if phase == "base" or getattr(self, STAGE_OF_PHASE[phase], None) is not None]
+
+
+class Report(Section):
+    """What the report shows."""
+
+    title: str = "nanochat report"
+    runs: list[str] = []  # absent: every run
+    gpu_hour_price: Rate = 0.0  # money per GPU and hour; 0: known cards by their usual price
+
+
+class Experiment(Section):
+    """The whole file."""
+
+    sources: dict[Name, UserSource] = {}
+    corpora: dict[Name, Corpus]
+    tokenizers: dict[Name, Tokenizer]
+    runs: Annotated[dict[Name, Run], Field(min_length=1)]
+    report: Report = Report()
+
+    def source(self, name: str) -> Source:
+        """A source by name, the user's own included."""
+        return user_source(name, **self.sources[name].model_dump()) if name in self.sources else SOURCES[name]

@@ -1,0 +1,161 @@
+"""The one subtree that each stage receives, and the files that follow from an experiment (chunks, parts, scores).
+
+Subtrees are dumped without defaults, so that a new field with a neutral default reruns nothing.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from nanochat.config.schema import (
+    MAX_VOCAB,
+    MIN_VOCAB,
+    BaseTrain,
+    Experiment,
+    PositiveInt,
+    Run,
+    Section,
+    TaskSettings,
+    Tune,
+    UserSource,
+)
+from nanochat.data.sources import Source
+from nanochat.recipes import RECIPES
+from nanochat.tasks import TASKS
+
+
+class BaseTrainStage(BaseTrain):
+    """The subtree that stage base_train receives."""
+
+    recipe: str
+    seed: int = 0
+
+
+class TuneStage(Tune):
+    """The subtree that stages mid_train and chat_sft receive; rates, batch and shape come from the checkpoint."""
+
+    seed: int = 0
+
+
+class EvaluateStage(TaskSettings):
+    """The subtree that stage evaluate receives."""
+
+    task: str
+
+
+class FetchStage(Section):
+    """The subtree that stage fetch receives: one part of one source."""
+
+    source: str
+    part: str = "all"  # all, or a chunk of a sharded source: train-000, validation
+    chunk_shards: PositiveInt | None = None
+    shards: PositiveInt | None = None
+    user: UserSource | None = None  # set for a source of the user's own
+
+
+class TokenizerStage(Section):
+    """The subtree that stage tokenizer receives."""
+
+    vocab_size: Annotated[int, Field(ge=MIN_VOCAB, le=MAX_VOCAB, strict=True)]
+    max_chars: PositiveInt = 2_000_000_000
+    document_chars: PositiveInt = 10_000
+
+
+class TokenizeStage(Section):
+    """The subtree that stage tokenize receives: one chunk of one corpus."""
+
+    sequence_len: PositiveInt
+    split: Literal["train", "validation"]
+
+
+def resolve_base_train(section: BaseTrain, recipe: str) -> dict[str, Any]:
+    """Every hyper-parameter of base_train: the recipe with the run's overrides on top."""
+    resolved: dict[str, Any] = section.model_dump(exclude={"architecture", "optimizer", "schedule", "horizon", "recipe"}, mode="json")
+    for part in ("architecture", "optimizer", "schedule", "horizon"):
+        overrides = getattr(section, part).model_dump(exclude_none=True, mode="json")
+        resolved[part] = {**RECIPES[recipe][part], **overrides}
+    return {**resolved, "recipe": recipe}
+
+
+def dump(section: BaseModel) -> dict[str, Any]:
+    """A section as plain data, without keys that have their default value."""
+    return section.model_dump(mode="json", exclude_defaults=True)
+
+
+class Chunk(Section):
+    """A unit of tokenizing: some shards of one source. `name` is its folder below results/tokens/{corpus}.{tokenizer}/."""
+
+    name: str
+    source: str
+    part: str  # the part of the source to read: resources/{source}/{part}/manifest.json
+    split: Literal["train", "validation"]
+
+
+def source_parts(source: Source, split: str, *, shards: int | None, chunk_shards: int) -> list[str]:
+    """Parts of a source that hold `split`: one for a source without shards, one per chunk for a sharded one."""
+    if source.shards is None:
+        return ["all"]
+    if split == "validation":
+        return ["validation"]
+    count = min(shards or source.shards, source.shards)
+    return [f"train-{index:03d}" for index in range(-(-count // chunk_shards))]
+
+
+def corpus_chunks(experiment: Experiment, corpus: str) -> list[Chunk]:
+    """Every chunk of a corpus, training first; names are stable when sources are added at the end."""
+    section = experiment.corpora[corpus]
+    chunks = []
+    for split in ("train", "validation"):
+        for name in section.sources:
+            for part in source_parts(experiment.source(name), split, shards=section.shards, chunk_shards=section.chunk_shards):
+                suffix = split if part == "all" else part
+                chunks.append(Chunk(name=f"{name}.{suffix}", source=name, part=part, split=split))
+    return chunks
+
+
+def fetch_config(experiment: Experiment, source: str, part: str) -> dict[str, Any]:
+    """Subtree of stage fetch for one part of a source. Corpora that share a sharded source must agree on its chunks."""
+    user = experiment.sources.get(source)
+    stage: dict[str, Any] = {"source": source, "user": user}
+    if part != "all":
+        users = [corpus for corpus in experiment.corpora.values() if source in corpus.sources]
+        stage |= {"part": part, "chunk_shards": users[0].chunk_shards, "shards": max((c.shards or experiment.source(source).shards or 0) for c in users)}
+    return dump(FetchStage(**stage))
+
+
+def tokenizer_config(experiment: Experiment, name: str) -> dict[str, Any]:
+    """Subtree of stage tokenizer."""
+    return dump(TokenizerStage(**experiment.tokenizers[name].model_dump(exclude={"corpus"})))
+
+
+def tokenize_config(experiment: Experiment, corpus: str, chunk: Chunk) -> dict[str, Any]:
+    """Subtree of stage tokenize for one chunk."""
+    return dump(TokenizeStage(sequence_len=experiment.corpora[corpus].sequence_len, split=chunk.split))
+
+
+def base_train_config(run: Run) -> dict[str, Any]:
+    """Subtree of stage base_train."""
+    return dump(BaseTrainStage(**run.base_train.model_dump(), recipe=run.recipe, seed=run.seed))
+
+
+def tune_config(run: Run, stage: str) -> dict[str, Any]:
+    """Subtree of stage mid_train or chat_sft."""
+    return dump(TuneStage(**getattr(run, stage).model_dump(), seed=run.seed))
+
+
+def evaluate_config(run: Run, task: str) -> dict[str, Any]:
+    """Subtree of stage evaluate for one task; the same for every phase."""
+    return dump(EvaluateStage(**run.evaluate[task].model_dump(exclude={"phases"}), task=task))
+
+
+def task_sources(task: str, split: str, source: str | None) -> list[str]:
+    """Sources to fetch for one split of a task: the one asked for, else the first of its choices; none for generators."""
+    if task == "bpb":
+        return []
+    choices = TASKS[task].sources[split]
+    return [source] if source else list(choices[:1])
+
+
+def evaluated(run: Run) -> list[tuple[str, str]]:
+    """(phase, task) pairs that this run evaluates, in order."""
+    return [(phase, task) for phase in run.phases for task, settings in run.evaluate.items() if phase in (settings.phases or run.phases)]
