@@ -4,6 +4,7 @@ A stage's flags are the keys of its Snakemake rule. Exit codes: 0 all outputs co
 on stderr); 75 stopped on purpose with resume state saved, run again to go on; anything else is a defect.
 """
 
+import errno
 import importlib
 import sys
 
@@ -21,6 +22,7 @@ VERBS = {
     "report": ("nanochat.stages.report", "write the report from JSON files"),
     "chat": ("nanochat.serve.terminal", "talk to a finished phase of a run"),
 }
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -47,6 +49,10 @@ def main(arguments: list[str] | None = None) -> None:
     except Stopped as stopped:
         print(f"nanochat {verb}: {stopped}", file=sys.stderr, flush=True)
         sys.exit(EXIT_STOPPED)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        _fail(f"{error.filename or 'an output'}: could not be written ({error.strerror}); free some space and run again, nothing finished is lost")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -1,0 +1,159 @@
+"""The experiment schema: what is accepted, and the one sentence that each kind of bad input gets."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+
+from nanochat import config
+from nanochat.errors import UserError
+from nanochat.recipes import RECIPES
+
+EXPERIMENT = {
+    "corpora": {"speeches": {"sources": ["presidential_messages"], "sequence_len": 128}},
+    "tokenizers": {"small": {"corpus": "speeches", "vocab_size": 512}},
+    "runs": {
+        "tiny": {
+            "corpus": "speeches",
+            "tokenizer": "small",
+            "recipe": "compact-2026-11",
+            "base_train": {"depth": 2, "horizon": {"steps": 4, "batch_tokens": 1024}},
+            "chat_sft": {"mixture": [{"task": "arithmetic", "rows": 100}]},
+            "evaluate": {"bpb": {}, "arithmetic": {"limit": 5}},
+        }
+    },
+}
+
+
+def with_value(path: str, value: object) -> dict:
+    """EXPERIMENT with the value at a dotted path replaced."""
+    content = copy.deepcopy(EXPERIMENT)
+    *parents, last = path.split(".")
+    place = content
+    for name in parents:
+        place = place.setdefault(name, {})
+    place[last] = value
+    return content
+
+
+def test_a_complete_experiment_is_accepted() -> None:
+    run = config.validate(EXPERIMENT).runs["tiny"]
+    assert run.phases == ["base", "sft"]
+    assert config.evaluated(run) == [("base", "bpb"), ("base", "arithmetic"), ("sft", "bpb"), ("sft", "arithmetic")]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "parts"),
+    [
+        ("runs.tiny.base_train.dept", 4, ["runs.tiny.base_train.dept", "unknown key"]),
+        ("runz", {}, ["runz", "unknown key"]),
+        ("runs.tiny.base_train.depth", 0, ["runs.tiny.base_train.depth=0", "greater than or equal to 1"]),
+        ("runs.tiny.base_train.depth", -1, ["runs.tiny.base_train.depth=-1"]),
+        ("runs.tiny.base_train.depth", 2.5, ["runs.tiny.base_train.depth=2.5", "integer"]),
+        ("runs.tiny.base_train.depth", "4", ["runs.tiny.base_train.depth='4'", "integer"]),
+        ("tokenizers.small.vocab_size", 264, ["tokenizers.small.vocab_size=264", "265"]),
+        ("tokenizers.small.vocab_size", 1 << 33, ["tokenizers.small.vocab_size=8589934592", "4294967296"]),
+        ("runs.tiny.corpus", "none", ["runs.tiny.corpus='none'", "speeches"]),
+        ("runs.tiny.tokenizer", "none", ["runs.tiny.tokenizer='none'", "small"]),
+        ("runs.tiny.recipe", "none", ["runs.tiny.recipe='none'", "compact-2026-11"]),
+        ("tokenizers.small.corpus", "none", ["tokenizers.small.corpus='none'", "speeches"]),
+        ("corpora.speeches.sources", ["nowhere"], ["corpora.speeches.sources='nowhere'", "presidential_messages"]),
+        ("corpora.speeches.sources", ["presidential_messages"] * 2, ["names a source twice"]),
+        ("corpora.speeches.sources", ["mmlu"], ["holds no running text"]),
+        ("corpora.speeches.sources", ["news_articles"], ["licence unclear", "accept_unclear_licences"]),
+        ("corpora.speeches.sources", [], ["corpora.speeches.sources"]),
+        ("runs.tiny.base_train.horizon.batch_tokens", 1000, ["runs.tiny.base_train.horizon.batch_tokens=1000", "not a multiple of 128", "try 1024"]),
+        ("runs.tiny.chat_sft.batch_tokens", 130, ["runs.tiny.chat_sft.batch_tokens=130", "try 128"]),
+        ("runs.tiny.chat_sft.mixture", [], ["runs.tiny.chat_sft.mixture"]),
+        ("runs.tiny.chat_sft.mixture", [{"task": "nope"}], ["runs.tiny.chat_sft.mixture='nope'", "no such task"]),
+        ("runs.tiny.evaluate.nope", {}, ["runs.tiny.evaluate.nope='nope'", "no such task"]),
+        ("runs.tiny.evaluate.gsm8k", {"split": "dev"}, ["runs.tiny.evaluate.gsm8k", "no split 'dev'"]),
+        ("report.runs", ["other"], ["report.runs='other'", "tiny"]),
+        ("sources.mmlu", {"kind": "local", "path": "x"}, ["sources.mmlu", "built-in"]),
+        ("sources.mine", {"kind": "local"}, ["sources.mine", "path"]),
+        ("runs", {}, ["runs"]),
+        ("runs.bad/name", EXPERIMENT["runs"]["tiny"], ["runs.bad/name"]),
+        ("runs.tiny.base_train.optimizer.matrix_lr", -1.0, ["runs.tiny.base_train.optimizer.matrix_lr=-1.0"]),
+    ],
+)
+def test_bad_input_is_named_with_its_key_and_value(path: str, value: object, parts: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        config.validate(with_value(path, value), "config.yaml")
+    for part in ["config.yaml: ", *parts]:
+        assert part in str(caught.value)
+
+
+def test_every_problem_is_named_at_once() -> None:
+    content = with_value("runs.tiny.corpus", "none")
+    content["runs"]["tiny"]["tokenizer"] = "none"
+    with pytest.raises(UserError) as caught:
+        config.validate(content)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("content", [None, [], "text", 3])
+def test_a_file_that_is_no_mapping_is_refused(content: object) -> None:
+    with pytest.raises(UserError, match="not a mapping"):
+        config.validate(content)
+
+
+def test_a_user_source_is_text_and_local(tmp_path) -> None:
+    content = with_value("sources", {"mine": {"kind": "local", "path": "texts"}})
+    content["corpora"]["speeches"]["sources"] = ["mine"]
+    experiment = config.validate(content)
+    assert experiment.source("mine").is_text
+    assert [chunk.name for chunk in config.corpus_chunks(experiment, "speeches")] == ["mine.train", "mine.validation"]
+
+
+def test_a_stage_subtree_names_only_what_differs_from_the_defaults() -> None:
+    run = config.validate(EXPERIMENT).runs["tiny"]
+    assert config.base_train_config(run) == {"depth": 2, "horizon": {"steps": 4, "batch_tokens": 1024}, "recipe": "compact-2026-11"}
+    assert config.evaluate_config(run, "arithmetic") == {"task": "arithmetic", "limit": 5}
+
+
+def test_a_subtree_is_read_back_as_it_was() -> None:
+    run = config.validate(EXPERIMENT).runs["tiny"]
+    section = config.parse_section(config.BaseTrainStage, config.base_train_config(run), "--config")
+    assert config.dump(section) == config.base_train_config(run)
+
+
+def test_overrides_win_over_the_recipe_and_the_rest_follows_it() -> None:
+    run = config.validate(with_value("runs.tiny.base_train.optimizer", {"matrix_lr": 0.5})).runs["tiny"]
+    resolved = config.resolve_base_train(run.base_train, run.recipe)
+    assert resolved["optimizer"]["matrix_lr"] == 0.5
+    assert resolved["optimizer"]["head_lr"] == RECIPES["compact-2026-11"]["optimizer"]["head_lr"]
+    assert resolved["horizon"]["steps"] == 4
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_a_recipe_gives_every_key_a_valid_value(recipe: str) -> None:
+    sections = {"architecture": config.Architecture, "optimizer": config.Optimizer, "schedule": config.Schedule, "horizon": config.Horizon}
+    optional = {"architecture": {"width"}, "horizon": {"steps", "tokens"}}
+    assert set(RECIPES[recipe]) == set(sections)
+    for part, section in sections.items():
+        parsed = config.parse_section(section, RECIPES[recipe][part], recipe)
+        missing = {name for name, value in parsed if value is None} - optional.get(part, set())
+        assert not missing, f"{recipe}.{part} has no value for {missing}"
+
+
+def test_choices_equal_the_registries() -> None:
+    """config may not import model; its Literals must still name exactly what the registries offer."""
+    from typing import get_args
+
+    from nanochat.model.attention import ATTENTION
+
+    choices = get_args(get_args(config.Architecture.model_fields["attention"].annotation)[0])
+    assert set(choices) == set(ATTENTION)
+
+
+def test_sharded_sources_are_cut_into_chunks_and_the_validation_shard_stands_apart() -> None:
+    content = with_value("corpora.speeches", {"sources": ["fineweb_edu_100b"], "sequence_len": 128, "shards": 33, "chunk_shards": 16})
+    experiment = config.validate(content)
+    names = [chunk.name for chunk in config.corpus_chunks(experiment, "speeches")]
+    assert names == [f"fineweb_edu_100b.train-{index:03d}" for index in range(3)] + ["fineweb_edu_100b.validation"]
+
+
+def test_importing_the_schema_loads_no_heavy_library() -> None:
+    code = "import sys, nanochat.config; print(sorted({'torch','numpy','pyarrow','datasets','pandas'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
