@@ -1,0 +1,97 @@
+"""The command line: verbs, exit codes, one sentence for bad input; and the process around it: signals, clock, devices."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import ModuleType
+
+import pytest
+
+from nanochat import cli, runtime
+from nanochat.errors import Stopped, UserError
+
+
+def exit_code(monkeypatch: pytest.MonkeyPatch, raised: BaseException | None) -> int | str | None:
+    """Exit code of a verb whose main raises `raised`."""
+    module = ModuleType("a_verb")
+
+    def main(_arguments: list[str]) -> None:
+        if raised is not None:
+            raise raised
+
+    module.main = main  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "a_verb", module)
+    monkeypatch.setitem(cli.VERBS, "verb", ("a_verb", "for this test"))
+    try:
+        cli.main(["verb"])
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (None, 0),
+        (UserError("depth=0: must be positive"), 2),
+        (Stopped("stopped at step 3"), 75),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.bin"), 2),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_each_kind_of_end_has_its_exit_code(monkeypatch: pytest.MonkeyPatch, raised: BaseException | None, code: int) -> None:
+    assert exit_code(monkeypatch, raised) == code
+
+
+def test_a_defect_is_not_disguised_as_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError):
+        exit_code(monkeypatch, ZeroDivisionError())
+
+
+def test_an_unknown_verb_is_one_sentence() -> None:
+    done = subprocess.run([sys.executable, "-m", "nanochat", "pretrain"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("nanochat: error: 'pretrain': no such verb; choose one of ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("verb", sorted(cli.VERBS))
+def test_every_verb_explains_itself(verb: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "nanochat", verb, "--help"], capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) > 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_becomes_a_stop_request(number: signal.Signals) -> None:
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    try:
+        request = runtime.StopRequest.install()
+        assert not request
+        os.kill(os.getpid(), number)
+        assert request
+        assert request.reason == number.name
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def test_a_used_up_time_budget_becomes_a_stop_request() -> None:
+    request = runtime.StopRequest(time.monotonic() + 0.05)
+    assert not request
+    time.sleep(0.06)
+    assert request
+    assert request.reason == "time limit"
+
+
+def test_an_absent_device_is_refused_with_those_that_are_there() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has the device that should be absent")
+    with pytest.raises(UserError, match=r"device=cuda: not available here; choose one of .*cpu"):
+        runtime.Runtime.start(device="cuda")
+    with pytest.raises(UserError, match="device=tpu"):
+        runtime.Runtime.start(device="tpu")
