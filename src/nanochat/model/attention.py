@@ -1,0 +1,90 @@
+"""Causal attention variants by name. Positions, masks and the cache of one forward pass travel in a `Context`.
+
+Legend: B rows, T new positions, K visible positions, H heads, D channels of a head, C width.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanochat.model.cache import KVCache
+from nanochat.model.config import GATE_CHANNELS, ModelConfig
+from nanochat.model.layers import Linear, rotate, rotated_norm
+
+
+@dataclass
+class Context:
+    """What all layers of one forward pass share."""
+
+    cos: Tensor  # (T, D / 2), or (B, T, 1, D / 2) below a cache with rows of different lengths
+    sin: Tensor
+    cache: KVCache | None = None
+    masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+
+    def mask(self, window: int | None, count: int, device: torch.device) -> Tensor | None:
+        """Boolean mask (T, K) or (B, 1, T, K) of what a query sees; None: plain causal, or one query that sees everything."""
+        if window not in self.masks:
+            self.masks[window] = self._mask(window, count, device)
+        return self.masks[window]
+
+    def _mask(self, window: int | None, count: int, device: torch.device) -> Tensor | None:
+        lengths = [0] if self.cache is None else self.cache.lengths
+        uniform, end = len(set(lengths)) == 1, max(lengths) + count
+        if (window is None or window >= end) and uniform and (count == 1 or end == count):
+            return None
+        if uniform:
+            queries = torch.arange(lengths[0], end, device=device)[:, None]
+        else:
+            assert self.cache is not None
+            queries = self.cache.positions(count)[:, None, :, None]
+        distance = queries - torch.arange(end, device=device)
+        return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+
+
+class FullAttention(nn.Module):
+    """Softmax over every earlier position, or the last `window` of them, with grouped queries."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.heads, self.kv_heads, self.head_dim = layer, config.heads, config.kv_heads, config.head_dim
+        self.window, self.qk_norm = config.windows[layer], config.qk_norm
+        self.scale = config.qk_scale**2 / math.sqrt(config.head_dim)  # the factor on q and on k, taken out of the softmax
+        self.query = Linear(config.width, config.width)
+        self.key = Linear(config.width, config.kv_width)
+        self.value = Linear(config.width, config.kv_width)
+        self.output = Linear(config.width, config.width)
+        has_gate = layer in config.value_embedding_layers
+        self.gate = Linear(min(GATE_CHANNELS, config.width), config.kv_heads) if has_gate else None
+
+    def forward(self, x: Tensor, context: Context, value_embedding: Tensor | None = None) -> Tensor:
+        """Attend from x (B, T, C); `value_embedding` (B, T, Hkv * D) is added to the values through a gate."""
+        B, T, C = x.shape
+        q, k, v = self._project(x)
+        if value_embedding is not None:
+            assert self.gate is not None
+            strength = 3 * torch.sigmoid(self.gate(x[..., : self.gate.inputs]))  # (B, T, Hkv), about 1.5 at the start
+            v = v + strength[..., None] * value_embedding.view(B, T, self.kv_heads, self.head_dim)
+        turn = rotated_norm if self.qk_norm else rotate
+        q, k = turn(q, context.cos, context.sin), turn(k, context.cos, context.sin)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
+        mask = context.mask(self.window, T, x.device)
+        if context.cache is not None:
+            k, v = context.cache.extend(self.layer, k, v)
+        causal = mask is None and T > 1
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=self.kv_heads < self.heads)
+        out: Tensor = self.output(y.transpose(1, 2).reshape(B, T, C))
+        return out
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, T, H, D), keys and values (B, T, Hkv, D)."""
+        B, T, _ = x.shape
+        q = self.query(x).view(B, T, self.heads, self.head_dim)
+        k = self.key(x).view(B, T, self.kv_heads, self.head_dim)
+        v = self.value(x).view(B, T, self.kv_heads, self.head_dim)
+        return q, k, v
+
+
+ATTENTION = {"full": FullAttention}
