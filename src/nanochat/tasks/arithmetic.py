@@ -1,0 +1,106 @@
+"""Arithmetic: sums, differences, products and short word problems; Python does the larger ones. Generated, no source.
+
+Every unordered pair of operands belongs to train or to test by its own hash, whatever the operation, wording and seed,
+so no test problem is ever trained on, not even turned around.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from nanochat.tasks.base import Conversation, Task, check_split, exchange, part
+from nanochat.tasks.draw import Draw, keyed_number
+from nanochat.tasks.gsm8k import NUMBER, number_of
+
+TEST_SHARE = 10  # one pair in ten is a test pair
+DEFAULT_ROWS = {"train": 10_000, "test": 256}
+LIMITS = {"+": (20, 999), "-": (20, 999), "*": (10, 99)}  # operation -> largest operand (by heart, with Python)
+BY_HEART_PERCENT = 30
+WORD_PROBLEM_PERCENT = 30
+
+QUESTIONS = {
+    "+": ("What is {a} + {b}?", "How much is {a} + {b}?", "What is {a} plus {b}?", "{a} + {b} = ?", "Calculate {a} + {b}.", "Add {a} and {b}.", "{a}+{b}"),
+    "-": ("What is {a} - {b}?", "What is {a} minus {b}?", "{a} - {b} = ?", "Calculate {a} - {b}.", "Subtract {b} from {a}.", "{a}-{b}"),
+    "*": ("What is {a} * {b}?", "What is {a} times {b}?", "{a} x {b} = ?", "Calculate {a} * {b}.", "Multiply {a} by {b}.", "{a}*{b}"),
+}  # fmt: skip
+PROBLEMS = {
+    "+": (
+        "{name} has {a} {things} and gets {b} more. How many {things} does {name} have now?",
+        "There are {a} {things} in one box and {b} {things} in another. How many {things} are there?",
+        "{name} found {a} {things} on Monday and {b} on Tuesday. How many {things} did {name} find?",
+    ),
+    "-": (
+        "{name} has {a} {things} and gives away {b}. How many {things} are left?",
+        "There were {a} {things} in a shop and {b} were sold. How many {things} are left?",
+        "{name} needs {a} {things} and has {b}. How many more {things} does {name} need?",
+    ),
+    "*": (
+        "{name} has {a} boxes with {b} {things} each. How many {things} does {name} have?",
+        "A shop sells {a} bags. Each bag holds {b} {things}. How many {things} are that?",
+        "{name} buys {b} {things} every day for {a} days. How many {things} is that?",
+    ),
+}
+LAST = re.compile(rf"(?<![0-9A-Za-z_.,])({NUMBER})")
+NAMES = ("Anna", "Ben", "Carla", "David", "Emma", "Finn", "Grace", "Henry", "Ida", "Jack", "Laura", "Max", "Nina", "Oscar", "Paula", "Tom")
+THINGS = ("apples", "books", "cards", "coins", "cookies", "eggs", "flowers", "marbles", "oranges", "pencils", "stamps", "stones", "toys")
+
+
+def pair_split(a: int, b: int) -> str:
+    """To which split a pair of operands belongs, in either order."""
+    return "test" if keyed_number("arithmetic pair", min(a, b), max(a, b)) % TEST_SHARE == 0 else "train"
+
+
+def result_of(operation: str, a: int, b: int) -> int:
+    """The right answer."""
+    return {"+": a + b, "-": a - b, "*": a * b}[operation]
+
+
+class Arithmetic(Task):
+    """Sums, differences and products of whole numbers."""
+
+    name = "arithmetic"
+    kind: ClassVar[Literal["categorical", "generative", "conversation"]] = "generative"
+    sources: ClassVar = {"train": (), "test": ()}
+
+    def __init__(self, split: str, *, files: Sequence[Path] = (), seed: int = 0, rows: int | None = None) -> None:
+        """`files` are not read: the problems are generated."""
+        check_split(self, split)
+        self.split, self.seed, self.count = split, seed, rows or DEFAULT_ROWS[split]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def asked(self, index: int) -> tuple[str, int, int, str]:
+        """(operation, a, b, question) of row `index`."""
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        draw = Draw(self.name, self.split, self.seed, index)
+        operation = draw.choice("+-*")
+        limit = LIMITS[operation][0 if draw.chance(BY_HEART_PERCENT) else 1]
+        is_story = draw.chance(WORD_PROBLEM_PERCENT)
+        wording = draw.choice((PROBLEMS if is_story else QUESTIONS)[operation])
+        name, things = draw.choice(NAMES), draw.choice(THINGS)
+        while True:
+            a, b = draw.between(2 if is_story else 0, limit), draw.between(2 if is_story else 0, limit)
+            if operation == "-" and b > a:
+                a, b = b, a
+            if pair_split(a, b) == self.split:
+                return operation, a, b, wording.format(a=a, b=b, name=name, things=things)
+
+    def conversation(self, index: int) -> Conversation:
+        operation, a, b, question = self.asked(index)
+        result = result_of(operation, a, b)
+        expression = f"{a}{operation}{b}"
+        if max(a, b) <= LIMITS[operation][0]:
+            return exchange(question, f"{expression}={result}")
+        return exchange(question, [part("text", f"{expression}="), part("python", expression), part("python_output", str(result)), part("text", str(result))])
+
+    def grade(self, index: int, answer: str) -> bool:
+        """Right if the last number of the answer, in ASCII digits and compared as a number, is the result.
+
+        A minus sign counts if no digit stands before it, so that "7-5=2" ends with 2 and "=-2" with minus two.
+        """
+        operation, a, b, _ = self.asked(index)
+        numbers = LAST.findall(answer)
+        return bool(numbers) and number_of(numbers[-1]) == result_of(operation, a, b)

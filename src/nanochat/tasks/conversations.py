@@ -1,0 +1,28 @@
+"""Conversations for training that nobody grades. Rows: {"messages": [{"role", "content"}]}."""
+
+from typing import ClassVar, Literal
+
+from nanochat.tasks.base import Conversation, RowTask
+
+
+class Chat(RowTask):
+    """Rows that are conversations already."""
+
+    kind: ClassVar[Literal["categorical", "generative", "conversation"]] = "conversation"
+
+    def conversation(self, index: int) -> Conversation:
+        return {"messages": self.rows[index]["messages"]}
+
+
+class Chitchat(Chat):
+    """Human small talk, informal."""
+
+    name = "chitchat"
+    sources: ClassVar = {"train": ("chitchat",)}
+
+
+class SmolTalk(Chat):
+    """Instructions and answers written by larger models."""
+
+    name = "smoltalk"
+    sources: ClassVar = {"train": ("smoltalk_hf",), "test": ("smoltalk_hf",)}

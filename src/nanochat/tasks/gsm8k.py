@@ -1,0 +1,55 @@
+"""GSM8K: word problems of grade school whose solutions call a calculator. Rows: {"question", "answer"}."""
+
+import re
+from decimal import Decimal
+from typing import ClassVar, Literal
+
+from nanochat.tasks.base import Conversation, RowTask, exchange, part
+
+CALL = re.compile(r"<<([^<>=]*)=([^<>]*)>>")
+NUMBER = r"-?\$?(?:[0-9][0-9,]*+(?:\.[0-9]++)?+|\.[0-9]++)(?![A-Za-z_])"
+FINAL = re.compile(rf"####[ \t]*\$?({NUMBER})")
+
+
+def number_of(text: str) -> Decimal:
+    """The value of a number as NUMBER matches it: commas and dollar signs do not count."""
+    return Decimal(text.replace(",", "").replace("$", ""))
+
+
+def final_number(answer: str) -> Decimal | None:
+    """The number after the last "####" that one follows, in ASCII digits, on the same line; None if there is none.
+
+    Compared as a number: 1,000 is 1000 and 18 is 18.00. What stands after the number is not read.
+    """
+    found = FINAL.findall(answer)
+    return number_of(found[-1]) if found else None
+
+
+def solution_parts(solution: str) -> list[dict[str, str]]:
+    """A solution with `<<expr=result>>` marks as text, tool calls and their outputs."""
+    parts, start = [], 0
+    for call in CALL.finditer(solution):
+        if call.start() > start:
+            parts.append(part("text", solution[start : call.start()]))
+        parts += [part("python", call.group(1)), part("python_output", call.group(2))]
+        start = call.end()
+    if start < len(solution):
+        parts.append(part("text", solution[start:]))
+    return parts
+
+
+class Gsm8k(RowTask):
+    """Solve it step by step and end with "#### number"."""
+
+    name = "gsm8k"
+    kind: ClassVar[Literal["categorical", "generative", "conversation"]] = "generative"
+    sources: ClassVar = {"train": ("gsm8k_hf",), "test": ("gsm8k", "gsm8k_hf")}
+
+    def conversation(self, index: int) -> Conversation:
+        row = self.rows[index]
+        return exchange(row["question"], solution_parts(row["answer"]))
+
+    def grade(self, index: int, answer: str) -> bool:
+        """Right if the final numbers are equal (see final_number)."""
+        given = final_number(answer)
+        return given is not None and given == final_number(self.rows[index]["answer"])

@@ -1,0 +1,47 @@
+"""HumanEval: complete a Python function; it is graded by running its tests in the sandbox. Rows: the original fields."""
+
+import re
+from typing import ClassVar, Literal
+
+from nanochat.tasks.base import Conversation, RowTask, exchange
+
+FENCE = re.compile(r"```[ \t]*(?:python|py|Python)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+TIMEOUT_S = 5.0
+
+
+def code_of(answer: str) -> str:
+    """The first fenced block, to its end or to the end of a cut answer; without a fence, the whole answer."""
+    block = FENCE.search(answer)
+    return block.group(1) if block else answer
+
+
+def program_of(row: dict[str, str], answer: str) -> str:
+    """The prompt (its imports, its helper functions, the open function), the answer's code, the tests, and the call of them.
+
+    A body that goes on where the prompt ends completes its function; a function written anew replaces it, because the
+    prompt alone, docstring as body, is a function already.
+    """
+    return "\n".join([row["prompt"].rstrip("\n"), code_of(answer).strip("\n"), row["test"], f"check({row['entry_point']})"]) + "\n"
+
+
+class HumanEval(RowTask):
+    """Python functions from their docstrings."""
+
+    name = "humaneval"
+    kind: ClassVar[Literal["categorical", "generative", "conversation"]] = "generative"
+    sources: ClassVar = {"test": ("humaneval", "humaneval_hf")}
+
+    def conversation(self, index: int) -> Conversation:
+        row = self.rows[index]
+        return exchange(row["prompt"], f"```python\n{row['prompt']}{row['canonical_solution']}\n```")
+
+    def grade(self, index: int, answer: str) -> bool:
+        """Right if the program runs to its end, tests included, in the sandbox."""
+        from nanochat import sandbox
+
+        return sandbox.run(program_of(self.rows[index], answer), timeout_s=TIMEOUT_S).passed
+
+    def unavailable(self) -> str | None:
+        from nanochat import sandbox
+
+        return sandbox.unavailable()

@@ -1,0 +1,80 @@
+"""Identity: the assistant knows that it is nanochat. Rows of train: fetched ones and our own; test: wordings held out."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from nanochat.errors import UserError
+from nanochat.tasks.base import Conversation, Task, check_split, exchange, read_rows
+from nanochat.tasks.draw import sample_indices
+from nanochat.tasks.identity_phrases import HELD_OUT_QUESTIONS, NAME_ANSWERS, TRAINED
+
+NAMED = re.compile(r"\bnanochat\b", re.IGNORECASE)
+CLAIM = re.compile(r"\b(?:i am|i['\u2019]m|my name is|call me|i am called)\s+(?!not\b)(?:the\s+)?([a-z0-9-]+)", re.IGNORECASE)
+OTHERS = (
+    "chatgpt",
+    "gpt",
+    "gpt-2",
+    "gpt-3",
+    "gpt-4",
+    "claude",
+    "gemini",
+    "bard",
+    "llama",
+    "vicuna",
+    "alpaca",
+    "siri",
+    "alexa",
+    "bixby",
+    "davinci",
+    "curie",
+    "mistral",
+)
+
+
+def normalized(question: str) -> str:
+    """A question without case, punctuation and repeated spaces: equal wordings are equal."""
+    return " ".join(re.sub(r"[^a-z0-9 ]", " ", question.lower().replace("'", "").replace("\u2019", "")).split())
+
+
+HELD_OUT = frozenset(map(normalized, HELD_OUT_QUESTIONS))
+
+
+def own_rows() -> list[Conversation]:
+    """Our own training rows: every question with every answer that fits it."""
+    return [exchange(question, answer) for questions, answers in TRAINED for question in questions for answer in answers]
+
+
+def asks_held_out(row: dict[str, Any]) -> bool:
+    """Whether any question of a conversation is worded like one of the test."""
+    return any(message["role"] == "user" and normalized(message["content"]) in HELD_OUT for message in row["messages"])
+
+
+class Identity(Task):
+    """Who are you? nanochat."""
+
+    name = "identity"
+    kind: ClassVar[Literal["categorical", "generative", "conversation"]] = "generative"
+    sources: ClassVar = {"train": ("identity_questions",), "test": ()}
+
+    def __init__(self, split: str, *, files: Sequence[Path] = (), seed: int = 0, rows: int | None = None) -> None:
+        check_split(self, split)
+        if split == "test":
+            content = [exchange(question, NAME_ANSWERS[0]) for question in HELD_OUT_QUESTIONS]
+        elif files:
+            content = [row for row in read_rows(files) if not asks_held_out(row)] + own_rows()
+        else:
+            raise UserError("task identity, split train: no data given; fetch identity_questions and pass its manifest")
+        self.rows = [content[index] for index in sample_indices(len(content), rows, seed)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def conversation(self, index: int) -> Conversation:
+        return {"messages": self.rows[index]["messages"]}
+
+    def grade(self, index: int, answer: str) -> bool:
+        """Right if the answer names nanochat and does not claim the name of another assistant."""
+        claims_other = any(claim.lower() in OTHERS for claim in CLAIM.findall(answer))
+        return NAMED.search(answer) is not None and not claims_other
