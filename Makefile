@@ -1,0 +1,48 @@
+# make run    everything from an empty machine: install, train a small chat model on the CPU, talk to it (minutes)
+# make test   install, then every check and test that this machine can run
+# make check  the fast part of it: lint, format, types
+# make clean  remove the installation and caches; what was fetched and trained stays (resources/, results/)
+
+BIN := .venv/bin
+RUN ?= quickstart
+PROMPT ?= Who are you?
+CORES ?= all
+
+.PHONY: help run test check clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+# pip reads the lock as constraints: no version moves, and torch is never replaced by another build of itself.
+.venv/installed: pyproject.toml envs/lock.txt
+	@for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11) ''; do \
+	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo "make: Python 3.11 or newer is needed; install it, or say make PYTHON=/path/to/python" >&2; exit 2; \
+	fi; \
+	if ! { [ -x $(BIN)/pip ] || "$$python" -m venv .venv; }; then \
+	    rm -rf .venv; echo "make: $$python cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 2; \
+	fi
+	@echo "Installing into .venv (minutes the first time)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint envs/lock.txt --editable '.[dev]'
+	@touch $@
+
+run: .venv/installed
+	@$(BIN)/snakemake --cores $(CORES) --quiet host rules
+	@printf '\n> %s\n' "$(PROMPT)"
+	@$(BIN)/nanochat chat --run $(RUN) -p "$(PROMPT)"
+	@printf '\nReport: results/report/report.html    Go on: %s\n' "$(BIN)/nanochat chat --run $(RUN)"
+
+check: .venv/installed
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/snakemake --lint
+
+test: check
+	@$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,102 @@
+"""One experiment as files: fetch -> tokenizer -> tokenize -> base_train -> mid_train -> chat_sft -> evaluate -> report.
+
+    snakemake --cores all                                       the experiment of ./config.yaml, every run and its report
+    snakemake --cores all --configfile configs/laptop.yaml      another experiment
+    snakemake --profile slurm -n                                on a cluster; -n says what would run, and why
+    snakemake --cores all base                                  stop after a stage (targets: see below)
+
+Parsed again by every job of a cluster, so nothing here imports torch, hashes a file or touches the network.
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.19")
+
+include: "rules/common.smk"
+
+EXPERIMENT = read_experiment(config)
+shell.prefix(shell_prefix())
+
+wildcard_constraints:
+    source=one_of(every_source()),
+    part=r"all|validation|train-\d+",
+    tokenizer=one_of(EXPERIMENT.tokenizers),
+    corpus=one_of(EXPERIMENT.corpora),
+    chunk=one_of(chunk.name for corpus in EXPERIMENT.corpora for chunk in chunks(corpus)),
+    run=one_of(EXPERIMENT.runs),
+    phase=one_of(STAGE_OF_PHASE),
+    task=one_of(task for run in EXPERIMENT.runs.values() for task in run.evaluate),
+
+
+localrules:
+    all,
+    fetch,
+    tokenizer,
+    tokens,
+    base,
+    mid,
+    sft,
+    evaluate,
+
+
+report: "reports/workflow.rst"
+
+
+rule all:
+    """The weights of every phase of every run, their scores, and the report."""
+    input:
+        weights=every_weights("base", "mid", "sft"),
+        scores=every_score(EXPERIMENT.runs),
+        report="results/report/report.html",
+
+
+rule fetch:
+    """Everything that comes from the internet, so that the rest needs none."""
+    input:
+        every_fetched(EXPERIMENT.runs),
+
+
+rule tokenizer:
+    """The tokenizers."""
+    input:
+        [tokenizer_manifest(name) for name in EXPERIMENT.tokenizers],
+
+
+rule tokens:
+    """The packed token shards of every run."""
+    input:
+        every_tokens(EXPERIMENT.runs),
+
+
+rule base:
+    """The pretrained models."""
+    input:
+        every_weights("base"),
+
+
+rule mid:
+    """The models after mid-training, of the runs that have it."""
+    input:
+        every_weights("mid"),
+
+
+rule sft:
+    """The chat models, of the runs that have them."""
+    input:
+        every_weights("sft"),
+
+
+rule evaluate:
+    """Every score of every run."""
+    input:
+        every_score(EXPERIMENT.runs),
+
+
+include: "rules/fetch.smk"
+include: "rules/tokenizer.smk"
+include: "rules/tokenize.smk"
+include: "rules/base_train.smk"
+include: "rules/mid_train.smk"
+include: "rules/chat_sft.smk"
+include: "rules/evaluate.smk"
+include: "rules/report.smk"

@@ -1,0 +1,44 @@
+"""Base training: pretrain a model on packed tokens.
+
+reads   the token chunks of the run's corpus, the tokenizer
+writes  results/{run}/base_train/: model.safetensors, and manifest.json last
+        undeclared, so that it survives a failed attempt: resume/, metrics.jsonl, heartbeat.json, provenance.json
+"""
+
+
+rule base_train:
+    """Pretrain one model. Exit code 75 means: stopped with its state saved, start it again."""
+    input:
+        tokens=lambda wildcards: tokens_of(EXPERIMENT.runs[wildcards.run]),
+        rows=lambda wildcards: ancient(tokens_of(EXPERIMENT.runs[wildcards.run], "tokens.bin")),
+        tokenizer=lambda wildcards: tokenizer_manifest(EXPERIMENT.runs[wildcards.run].tokenizer),
+    output:
+        weights="results/{run}/base_train/model.safetensors",
+        manifest="results/{run}/base_train/manifest.json",
+    params:
+        config=lambda wildcards: canonical_json(experiments.base_train_config(EXPERIMENT.runs[wildcards.run])),
+    log:
+        "logs/base_train/{run}.log",
+    benchmark:
+        "benchmarks/base_train/{run}.tsv"
+    conda:
+        "../envs/nanochat.yaml"
+    priority: 1
+    threads: 64  # all there are: snakemake lowers it to --cores, so that two trainers never share a laptop
+    resources:
+        gpu=0,
+        mem_mb=4000,
+        runtime=WEEK,
+    shell:
+        """
+        nanochat base_train \
+            --config {params.config:q} \
+            --tokens {input.tokens:q} \
+            --tokenizer {input.tokenizer:q} \
+            --weights {output.weights:q} \
+            --manifest {output.manifest:q} \
+            --ranks $(( {resources.gpu} > 1 ? {resources.gpu} : 1 )) \
+            --threads {threads} \
+            --max-seconds $(( {resources.runtime} * 57 )) \
+            2>&1 | keep_log {log:q}
+        """

@@ -1,0 +1,46 @@
+"""Chat fine-tuning: loss on the tokens of the assistant only.
+
+reads   the model of the phase before, the tokenizer, the fetched data of the mixture
+writes  results/{run}/chat_sft/: model.safetensors, and manifest.json last
+        undeclared, so that it survives a failed attempt: resume/, metrics.jsonl, heartbeat.json, provenance.json
+"""
+
+
+rule chat_sft:
+    """Fine-tune the model of the phase before: mid where the run has it, else base."""
+    input:
+        model=lambda wildcards: model(wildcards.run, parent_phase(wildcards.run, "sft"), "manifest.json"),
+        parent=lambda wildcards: ancient(model(wildcards.run, parent_phase(wildcards.run, "sft"), "model.safetensors")),
+        tokenizer=lambda wildcards: tokenizer_manifest(EXPERIMENT.runs[wildcards.run].tokenizer),
+        data=lambda wildcards: tuning_data(EXPERIMENT.runs[wildcards.run], "chat_sft"),
+    output:
+        weights="results/{run}/chat_sft/model.safetensors",
+        manifest="results/{run}/chat_sft/manifest.json",
+    params:
+        config=lambda wildcards: canonical_json(experiments.tune_config(EXPERIMENT.runs[wildcards.run], "chat_sft")),
+    log:
+        "logs/chat_sft/{run}.log",
+    benchmark:
+        "benchmarks/chat_sft/{run}.tsv"
+    conda:
+        "../envs/nanochat.yaml"
+    priority: 1
+    threads: 64  # all there are: snakemake lowers it to --cores
+    resources:
+        gpu=0,
+        mem_mb=4000,
+        runtime=WEEK,
+    shell:
+        """
+        nanochat chat_sft \
+            --config {params.config:q} \
+            --model {input.model:q} \
+            --tokenizer {input.tokenizer:q} \
+            --data {input.data:q} \
+            --weights {output.weights:q} \
+            --manifest {output.manifest:q} \
+            --ranks $(( {resources.gpu} > 1 ? {resources.gpu} : 1 )) \
+            --threads {threads} \
+            --max-seconds $(( {resources.runtime} * 57 )) \
+            2>&1 | keep_log {log:q}
+        """

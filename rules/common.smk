@@ -1,0 +1,148 @@
+"""What the rules need to know: the experiment, which file follows from which, and each stage's config. Functions only."""
+
+import re
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
+from snakemake.utils import update_config
+
+from nanochat import config as experiments
+from nanochat.artifacts import canonical_json
+from nanochat.config import STAGE_OF_PHASE
+from nanochat.errors import UserError
+
+REFERENCES = ("gpt2_ranks", "cl100k_ranks")  # the tokenizers that ours is measured against
+WEEK = 7 * 24 * 60  # minutes; a `runtime` that stops nobody: profiles of machines with a time limit set their own
+
+
+def shell_prefix() -> str:
+    """What opens every shell command: strict mode, the right `nanochat`, and `keep_log`."""
+    return " ".join(shlex.quote(str(part)) for part in ("source", Path(workflow.basedir, "rules/shell.sh"), Path(sys.executable).parent)) + "; "
+
+
+def read_experiment(given):
+    """The validated experiment: what --configfile and --config gave, on top of config.yaml where no file was given.
+
+    A wrong key ends the program with one sentence that names it. Not the directive `configfile:`, which would merge
+    config.yaml into the file that was asked for.
+    """
+    files = [str(file) for file in workflow.config_settings.configfiles]
+    try:
+        if files:
+            return experiments.validate(dict(given), ", ".join(files))
+        if not given:
+            return experiments.load(Path("config.yaml"))
+        content = yaml.safe_load(Path("config.yaml").read_text(encoding="utf-8"))
+        update_config(content, given)
+        return experiments.validate(content, "config.yaml with --config")
+    except UserError as error:
+        print(f"nanochat: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def one_of(names: Iterable[str]) -> str:
+    """A wildcard constraint: one of these names and nothing else."""
+    return "|".join(re.escape(name) for name in sorted(set(names))) or "(?!)"
+
+
+def unique(items: Iterable) -> list:
+    """Items in order, each once."""
+    return list(dict.fromkeys(items))
+
+
+# --- files that follow from the experiment ---------------------------------------------------------------------------
+
+
+def fetched(source: str, part: str = "all") -> str:
+    """Manifest of one fetched part of a source."""
+    return f"resources/{source}/{part}/manifest.json"
+
+
+def chunks(corpus: str, split: str | None = None) -> list:
+    """Chunks of a corpus, of one split or of both."""
+    return [chunk for chunk in experiments.corpus_chunks(EXPERIMENT, corpus) if split in (None, chunk.split)]
+
+
+def corpus_text(corpus: str, split: str | None = None) -> list[str]:
+    """Fetched manifests that hold the text of a corpus."""
+    return unique(fetched(chunk.source, chunk.part) for chunk in chunks(corpus, split))
+
+
+def tokenizer_manifest(name: str) -> str:
+    """Manifest of a tokenizer."""
+    return f"results/tokenizers/{name}/manifest.json"
+
+
+def tokens_of(run, file: str = "manifest.json", split: str | None = None) -> list[str]:
+    """A file of every token chunk that a run reads."""
+    return [f"results/tokens/{run.corpus}.{run.tokenizer}/{chunk.name}/{file}" for chunk in chunks(run.corpus, split)]
+
+
+def tuning_data(run, stage: str) -> list[str]:
+    """Fetched manifests that the mixture of mid_train or chat_sft reads."""
+    tune = getattr(run, stage)
+    sources = (source for item in [*tune.mixture, *tune.validation] for source in experiments.task_sources(item.task, item.split, item.source))
+    return [fetched(source) for source in unique(sources)]
+
+
+def task_data(run, task: str) -> list[str]:
+    """Fetched manifests that one evaluation reads."""
+    settings = run.evaluate[task]
+    return [fetched(source) for source in experiments.task_sources(task, settings.split, settings.source)]
+
+
+def model(run: str, phase: str, file: str) -> str:
+    """A file of one phase of a run."""
+    return f"results/{run}/{STAGE_OF_PHASE[phase]}/{file}"
+
+
+def parent_phase(run: str, phase: str) -> str:
+    """The phase whose weights `phase` starts from: the one before it in this run."""
+    phases = EXPERIMENT.runs[run].phases
+    return phases[phases.index(phase) - 1]
+
+
+# --- everything of a kind --------------------------------------------------------------------------------------------
+
+
+def every_source() -> list[str]:
+    """Names of the sources that this experiment uses."""
+    return [Path(file).parts[1] for file in every_fetched(EXPERIMENT.runs)]
+
+
+def every_fetched(runs: Iterable[str]) -> list[str]:
+    """Manifests of all that these runs fetch."""
+    files = [fetched(source) for source in REFERENCES]
+    for run in (EXPERIMENT.runs[name] for name in runs):
+        files += corpus_text(run.corpus) + corpus_text(EXPERIMENT.tokenizers[run.tokenizer].corpus)
+        files += [file for phase in run.phases[1:] for file in tuning_data(run, STAGE_OF_PHASE[phase])]
+        files += [file for task in run.evaluate for file in task_data(run, task)]
+    return unique(files)
+
+
+def every_tokens(runs: Iterable[str]) -> list[str]:
+    """Manifests of the token chunks of these runs."""
+    return unique(file for name in runs for file in tokens_of(EXPERIMENT.runs[name]))
+
+
+def every_weights(*phases: str) -> list[str]:
+    """Weights of these phases, of the runs that have them."""
+    return [model(name, phase, "model.safetensors") for name, run in EXPERIMENT.runs.items() for phase in run.phases if phase in phases]
+
+
+def every_score(runs: Iterable[str]) -> list[str]:
+    """Score files of these runs."""
+    return [f"results/{name}/scores/{phase}/{task}.json" for name in runs for phase, task in experiments.evaluated(EXPERIMENT.runs[name])]
+
+
+def reported_runs() -> list[str]:
+    """The runs that the report shows."""
+    return EXPERIMENT.report.runs or list(EXPERIMENT.runs)
+
+
+def validation_tokens(wildcards, file: str) -> list[str]:
+    """A file of every validation chunk, for bits per byte; nothing for the other tasks."""
+    return tokens_of(EXPERIMENT.runs[wildcards.run], file, "validation") if wildcards.task == "bpb" else []

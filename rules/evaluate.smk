@@ -1,0 +1,43 @@
+"""Evaluate: one phase of a run on one task.
+
+reads   the model, the tokenizer, the fetched data of the task; bits per byte: the validation tokens of the run's corpus
+writes  results/{run}/scores/{phase}/{task}.json
+"""
+
+
+rule evaluate_task:
+    """Score one model on one task."""
+    input:
+        model=lambda wildcards: model(wildcards.run, wildcards.phase, "manifest.json"),
+        weights=lambda wildcards: ancient(model(wildcards.run, wildcards.phase, "model.safetensors")),
+        tokenizer=lambda wildcards: tokenizer_manifest(EXPERIMENT.runs[wildcards.run].tokenizer),
+        data=lambda wildcards: task_data(EXPERIMENT.runs[wildcards.run], wildcards.task),
+        tokens=lambda wildcards: validation_tokens(wildcards, "manifest.json"),
+        rows=lambda wildcards: ancient(validation_tokens(wildcards, "tokens.bin")),
+    output:
+        score="results/{run}/scores/{phase}/{task}.json",
+    params:
+        config=lambda wildcards: canonical_json(experiments.evaluate_config(EXPERIMENT.runs[wildcards.run], wildcards.task)),
+    log:
+        "logs/evaluate/{run}.{phase}.{task}.log",
+    benchmark:
+        "benchmarks/evaluate/{run}.{phase}.{task}.tsv"
+    conda:
+        "../envs/nanochat.yaml"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=2000,
+        runtime=WEEK,
+    shell:
+        """
+        nanochat evaluate \
+            --config {params.config:q} \
+            --model {input.model:q} \
+            --tokenizer {input.tokenizer:q} \
+            --data {input.data:q} \
+            --tokens {input.tokens:q} \
+            --score {output.score:q} \
+            --threads {threads} \
+            2>&1 | keep_log {log:q}
+        """

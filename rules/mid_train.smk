@@ -1,0 +1,46 @@
+"""Mid-training: teach a pretrained model conversations, multiple choice and tools; loss on every token.
+
+reads   the base model, the tokenizer, the fetched data of the mixture
+writes  results/{run}/mid_train/: model.safetensors, and manifest.json last
+        undeclared, so that it survives a failed attempt: resume/, metrics.jsonl, heartbeat.json, provenance.json
+"""
+
+
+rule mid_train:
+    """Go on from the base model with a mixture of conversations."""
+    input:
+        model=lambda wildcards: model(wildcards.run, parent_phase(wildcards.run, "mid"), "manifest.json"),
+        parent=lambda wildcards: ancient(model(wildcards.run, parent_phase(wildcards.run, "mid"), "model.safetensors")),
+        tokenizer=lambda wildcards: tokenizer_manifest(EXPERIMENT.runs[wildcards.run].tokenizer),
+        data=lambda wildcards: tuning_data(EXPERIMENT.runs[wildcards.run], "mid_train"),
+    output:
+        weights="results/{run}/mid_train/model.safetensors",
+        manifest="results/{run}/mid_train/manifest.json",
+    params:
+        config=lambda wildcards: canonical_json(experiments.tune_config(EXPERIMENT.runs[wildcards.run], "mid_train")),
+    log:
+        "logs/mid_train/{run}.log",
+    benchmark:
+        "benchmarks/mid_train/{run}.tsv"
+    conda:
+        "../envs/nanochat.yaml"
+    priority: 1
+    threads: 64  # all there are: snakemake lowers it to --cores
+    resources:
+        gpu=0,
+        mem_mb=4000,
+        runtime=WEEK,
+    shell:
+        """
+        nanochat mid_train \
+            --config {params.config:q} \
+            --model {input.model:q} \
+            --tokenizer {input.tokenizer:q} \
+            --data {input.data:q} \
+            --weights {output.weights:q} \
+            --manifest {output.manifest:q} \
+            --ranks $(( {resources.gpu} > 1 ? {resources.gpu} : 1 )) \
+            --threads {threads} \
+            --max-seconds $(( {resources.runtime} * 57 )) \
+            2>&1 | keep_log {log:q}
+        """

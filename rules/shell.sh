@@ -1,0 +1,10 @@
+# Sourced by every rule's shell command, with the folder of the running python as its argument.
+set -euo pipefail
+PATH="$1:$PATH" # the `nanochat` that belongs to the running snakemake, activated or not
+
+# Copy standard input to the log of this attempt, to the history of all attempts (undeclared: snakemake deletes `log:` files
+# before each attempt) and to the screen. Deaf to signals: a stage that is told to stop goes on writing while it saves its state.
+keep_log() {
+    trap '' HUP INT TERM USR1
+    tee -a "$1" "${1%.log}.history" >&2
+}
