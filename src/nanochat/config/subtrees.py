@@ -119,7 +119,10 @@ def fetch_config(experiment: Experiment, source: str, part: str) -> dict[str, An
     stage: dict[str, Any] = {"source": source, "user": user}
     if part != "all":
         users = [corpus for corpus in experiment.corpora.values() if source in corpus.sources]
-        stage |= {"part": part, "chunk_shards": users[0].chunk_shards, "shards": max((c.shards or experiment.source(source).shards or 0) for c in users)}
+        stage |= {"part": part, "chunk_shards": users[0].chunk_shards}
+    if part.startswith("train-"):  # shards up to the end of this chunk, so that asking for more later fetches only the new ones
+        wanted = max((c.shards or experiment.source(source).shards or 0) for c in users)
+        stage["shards"] = min(wanted, (int(part.removeprefix("train-")) + 1) * users[0].chunk_shards)
     return dump(FetchStage(**stage))
 
 
