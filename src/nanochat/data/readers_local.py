@@ -1,0 +1,134 @@
+"""Documents out of a user's own files: .parquet and .jsonl (a column or key of text), .txt (a file is a document).
+
+What cannot be read is refused with the file and the place in it; nothing is skipped in silence.
+"""
+
+import codecs
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nanochat.artifacts import sha256_file
+from nanochat.data.text import MAX_DOCUMENT_CHARS, cut_at
+from nanochat.errors import UserError
+
+SUFFIXES = (".parquet", ".jsonl", ".txt")
+READ_BYTES = 1 << 20
+PARQUET_BATCH_ROWS = 64
+
+
+def local_files(path: str, name: str) -> list[Path]:
+    """Usable files at `path`, a file or a folder, sorted by their path; hidden ones and other kinds are left out."""
+    place = Path(path).expanduser()
+    if place.is_file():
+        if place.suffix.lower() not in SUFFIXES:
+            raise UserError(f"sources.{name}.path={path}: not a {', '.join(SUFFIXES)} file; convert it to one of them")
+        return [place]
+    if not place.is_dir():
+        raise UserError(f"sources.{name}.path={path}: no such file or folder; give one that exists on this machine")
+    found = [file for file in place.rglob("*") if file.is_file() and file.suffix.lower() in SUFFIXES]
+    files = sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(place).parts))
+    if not files:
+        raise UserError(f"sources.{name}.path={path}: holds no {', '.join(SUFFIXES)} file; put text there or give another folder")
+    return files
+
+
+def files_identity(files: list[Path]) -> dict[str, Any]:
+    """What a manifest says about input files: how many, how large, and one hash over all of them in order."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(bytes.fromhex(sha256_file(file)))
+    return {"files": len(files), "bytes": sum(file.stat().st_size for file in files), "sha256": digest.hexdigest()}
+
+
+def read_documents(file: Path, column: str) -> Iterator[str | None]:
+    """Documents of one file; None for a missing value."""
+    match file.suffix.lower():
+        case ".parquet":
+            yield from read_parquet(file, column)
+        case ".jsonl":
+            yield from read_jsonl(file, column)
+        case _:
+            yield from read_txt(file)
+
+
+def read_parquet(file: Path, column: str) -> Iterator[str | None]:
+    """Values of a string column, a few rows at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as table:
+            if column not in table.schema_arrow.names:
+                raise UserError(f"{file}: has no column {column!r}; set column: to one of {', '.join(table.schema_arrow.names)}")
+            kind = table.schema_arrow.field(column).type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise UserError(f"{file}: column {column!r} is of type {kind}; set column: to one that holds strings")
+            row = 0
+            for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=[column]):
+                for value in batch.column(0):
+                    yield _text_of(value, file, row)
+                    row += 1
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(f"{file}: not readable as parquet, perhaps cut off ({' '.join(str(error).split())[:160]}); copy or make it again") from None
+
+
+def _text_of(value: Any, file: Path, row: int) -> str | None:
+    try:
+        text: str | None = value.as_py()
+    except UnicodeDecodeError as error:  # parquet files may hold any bytes in a string column
+        raise UserError(f"{file}: row {row}: invalid UTF-8 at byte {error.start} of the text; repair or leave out this row") from None
+    return text
+
+
+def read_jsonl(file: Path, column: str) -> Iterator[str | None]:
+    """The value of one key of every line; empty lines are passed over."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except UnicodeDecodeError as error:
+                raise UserError(f"{file}: line {number}: invalid UTF-8 at byte {error.start} of the line; repair or remove the line") from None
+            except json.JSONDecodeError as error:
+                raise UserError(f"{file}: line {number}: not valid JSON ({error.msg} at column {error.colno}); repair or remove the line") from None
+            except RecursionError:
+                raise UserError(f"{file}: line {number}: JSON nested too deeply; repair or remove the line") from None
+            if not isinstance(row, dict) or column not in row:
+                keys = f"; its keys are {', '.join(map(repr, list(row)[:8]))}" if isinstance(row, dict) else ""
+                raise UserError(f"{file}: line {number}: has no key {column!r}{keys}; set column: to the key of the text")
+            if row[column] is not None and not isinstance(row[column], str):
+                raise UserError(f"{file}: line {number}: {column!r} is a {type(row[column]).__name__}; set column: to a key that holds text")
+            yield row[column]
+
+
+def read_txt(file: Path) -> Iterator[str | None]:
+    """The file as one document, handed out in pieces when it is long."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    buffer = ""
+    position = 0
+    with file.open("rb") as content:
+        while True:
+            data = content.read(READ_BYTES)
+            waiting = len(decoder.getstate()[0])
+            try:
+                buffer += decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{file}: invalid UTF-8 at byte {position - waiting + error.start}; convert the file to UTF-8 or remove it from the folder"
+                ) from None
+            position += len(data)
+            if position == len(data):
+                buffer = buffer.removeprefix("\ufeff")  # the mark some editors put first
+            while len(buffer) > 2 * MAX_DOCUMENT_CHARS:
+                end = cut_at(buffer, MAX_DOCUMENT_CHARS)
+                yield buffer[:end]
+                buffer = buffer[end:]
+            if not data:
+                break
+    yield buffer

