@@ -1,0 +1,252 @@
+"""Everything that a report was handed, read into plain values: manifests, provenance, metrics, samples, scores.
+
+What does not exist is remembered with the command that builds it; a report of a half-finished run is a report.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nanochat.artifacts import read_json, sha256_file
+from nanochat.config import PHASES, STAGE_OF_PHASE
+from nanochat.errors import UserError
+
+PHASE_OF_STAGE = {stage: phase for phase, stage in STAGE_OF_PHASE.items()}
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something the report should show and cannot: what, why, and the command that makes it."""
+
+    what: str
+    why: str
+    command: str
+
+    def sentence(self) -> str:
+        """One sentence for the reader."""
+        return f"{self.what}: {self.why}; build it with `{self.command}`"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A manifest and the files beside it. `manifest` is None where the stage has not finished."""
+
+    path: Path
+    stage: str
+    manifest: dict[str, Any] | None
+    sha256: str | None
+    attempts: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the stage wrote its manifest."""
+        return self.manifest is not None
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """The manifest's counts; empty where the stage has not finished."""
+        return dict(self.manifest.get("counts", {})) if self.manifest else {}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The manifest's config; empty where the stage has not finished."""
+        return dict(self.manifest.get("config", {})) if self.manifest else {}
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Name -> sha256 of the manifest that was read."""
+        return dict(self.manifest.get("inputs", {})) if self.manifest else {}
+
+
+@dataclass(frozen=True)
+class Training(Artifact):
+    """One training stage of one run: results/{run}/{stage}/."""
+
+    run: str = ""
+    phase: str = ""
+    metrics: tuple[dict[str, Any], ...] = ()
+    samples: tuple[dict[str, str], ...] = ()
+    model: dict[str, Any] = field(default_factory=dict)
+
+    def series(self, key: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """(steps, values) of one logged quantity; a step that was logged again after a resume counts once, as last logged."""
+        values = {row["step"]: row[key] for row in self.metrics if row.get(key) is not None and "step" in row}
+        steps = sorted(values)
+        return tuple(float(step) for step in steps), tuple(float(values[step]) for step in steps)
+
+
+@dataclass(frozen=True)
+class Score:
+    """results/{run}/scores/{phase}/{task}.json; `value` is None where `unavailable` says why."""
+
+    run: str
+    phase: str
+    task: str
+    path: Path
+    value: float | None
+    interval: tuple[float, float] | None
+    baseline: float | None
+    unavailable: str | None
+    content: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files of one report."""
+
+    trainings: tuple[Training, ...]
+    scores: tuple[Score, ...]
+    tokenizers: tuple[Artifact, ...]
+    tokens: tuple[Artifact, ...]
+    sources: tuple[Artifact, ...]
+    missing: tuple[Missing, ...]
+    evaluations: dict[str, dict[str, Any]]  # tokenizer name -> evaluation.json
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """Names of the runs, in the order given."""
+        return tuple(dict.fromkeys([*(training.run for training in self.trainings), *(score.run for score in self.scores)]))
+
+    def training(self, run: str, phase: str) -> Training | None:
+        """The stage that made `phase` of `run`, finished or not."""
+        return next((training for training in self.trainings if (training.run, training.phase) == (run, phase)), None)
+
+    def of_run(self, run: str) -> list[Training]:
+        """Training stages of a run, in the order of the phases."""
+        return sorted((training for training in self.trainings if training.run == run), key=lambda training: PHASES.index(training.phase))
+
+    def run_scores(self, run: str) -> dict[tuple[str, str], Score]:
+        """(phase, task) -> score."""
+        return {(score.phase, score.task): score for score in self.scores if score.run == run}
+
+
+def read_inputs(
+    *,
+    run_manifests: Sequence[Path],
+    scores: Sequence[Path],
+    tokenizers: Sequence[Path],
+    tokens: Sequence[Path],
+    sources: Sequence[Path],
+    runs: Sequence[str],
+) -> Inputs:
+    """Read every file. `runs` names the runs to show; empty: all. A wrong or damaged file is a UserError."""
+    missing: list[Missing] = []
+    trainings = [training for path in run_manifests if not runs or _run_of(path) in runs for training in [_training(path, missing)]]
+    read_scores = [score for path in scores if not runs or _score_place(path)[0] in runs for score in [_score(path, missing)] if score]
+    known = {training.run for training in trainings}
+    missing += [Missing(f"run {run}", "no manifest of it was handed to this report", "snakemake") for run in runs if run not in known]
+    read_tokenizers = _artifacts(tokenizers, "tokenizer", missing)
+    return Inputs(
+        trainings=tuple(trainings),
+        scores=tuple(read_scores),
+        tokenizers=read_tokenizers,
+        tokens=_artifacts(tokens, "tokenize", missing),
+        sources=_artifacts(sources, "fetch", missing),
+        missing=tuple(missing),
+        evaluations={item.path.parent.name: _json_beside(item.path, "evaluation.json", {}) for item in read_tokenizers},
+    )
+
+
+def command_for(path: Path) -> str:
+    """The command that builds a file of the workflow."""
+    return f"snakemake {path.as_posix()}"
+
+
+def _run_of(path: Path) -> str:
+    return path.parent.parent.name
+
+
+def _artifacts(paths: Iterable[Path], stage: str, missing: list[Missing]) -> tuple[Artifact, ...]:
+    found = [_artifact(path, stage) for path in paths]
+    missing += [Missing(f"{stage} {item.path.parent.name}", f"{item.path} does not exist", command_for(item.path)) for item in found if not item.finished]
+    return tuple(item for item in found if item.finished)
+
+
+def _artifact(path: Path, stage: str) -> Artifact:
+    manifest = _manifest(path, stage)
+    return Artifact(path, stage, manifest, sha256_file(path) if manifest else None, _attempts(path))
+
+
+def _manifest(path: Path, stage: str) -> dict[str, Any] | None:
+    """A manifest without looking at its outputs: the report needs the numbers, not the weights."""
+    if not path.is_file():
+        return None
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or "stage" not in manifest:
+        raise UserError(f"{path}: not a manifest; give the manifest.json that a stage wrote")
+    if manifest["stage"] != stage:
+        raise UserError(f"{path}: made by stage {manifest['stage']!r}, {stage!r} is needed; give that stage's manifest.json")
+    return manifest
+
+
+def _attempts(path: Path) -> tuple[dict[str, Any], ...]:
+    return tuple(_json_beside(path, "provenance.json", {}).get("attempts", []))
+
+
+def _json_beside(path: Path, name: str, default: Any) -> Any:
+    file = path.parent / name
+    return read_json(file) if file.is_file() else default
+
+
+def _training(path: Path, missing: list[Missing]) -> Training:
+    run, stage = _run_of(path), path.parent.name
+    if stage not in PHASE_OF_STAGE:
+        raise UserError(f"--run-manifests={path}: not below a training stage; give results/RUN/{{{','.join(PHASE_OF_STAGE)}}}/manifest.json")
+    item = _artifact(path, stage)
+    metrics = _metrics(path.parent / "metrics.jsonl")
+    if not item.finished:
+        started = f"not finished (last logged step: {metrics[-1].get('step', 'none')})" if metrics else "not built yet"
+        missing.append(Missing(f"{PHASE_OF_STAGE[stage].upper()} of run {run}", started, f"snakemake {PHASE_OF_STAGE[stage]}"))
+    return Training(
+        path,
+        stage,
+        item.manifest,
+        item.sha256,
+        item.attempts,
+        run=run,
+        phase=PHASE_OF_STAGE[stage],
+        metrics=tuple(metrics),
+        samples=tuple(_json_beside(path, "samples.json", [])),
+        model=_json_beside(path, "model.json", {}),
+    )
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl; an unfinished last line (the writer was killed) is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    try:
+        return [json.loads(line) for line in lines if line.strip()]
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON lines ({error}); delete it and run the stage that makes it again") from None
+
+
+def _score_place(path: Path) -> tuple[str, str]:
+    return path.parent.parent.parent.name, path.parent.name
+
+
+def _score(path: Path, missing: list[Missing]) -> Score | None:
+    run, phase = _score_place(path)
+    if phase not in PHASES:
+        raise UserError(f"--scores={path}: not below a phase; give results/RUN/scores/{{{','.join(PHASES)}}}/TASK.json")
+    if not path.is_file():
+        missing.append(Missing(f"score {path.stem} of {phase.upper()}, run {run}", "not evaluated yet", command_for(path)))
+        return None
+    content = read_json(path)
+    if not isinstance(content, dict) or "score" not in content:
+        raise UserError(f"{path}: not a score; give a file that stage evaluate wrote")
+    interval = content.get("interval")
+    return Score(
+        run=run,
+        phase=phase,
+        task=str(content.get("task", path.stem)),
+        path=path,
+        value=content["score"],
+        interval=(float(interval[0]), float(interval[1])) if interval else None,
+        baseline=content.get("baseline"),
+        unavailable=content.get("unavailable") or (None if content["score"] is not None else "no reason was recorded"),
+        content=content,
+    )

@@ -1,0 +1,163 @@
+"""One section per training stage, runs side by side: size, horizon, speed, validation, wall time with every attempt, curves."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nanochat.artifacts import canonical_json
+from nanochat.report import figures, text
+from nanochat.report.cost import cost_of, wall_seconds
+from nanochat.report.document import Block, Bullets, Cell, Figure, Figures, Fold, Paragraph, Section, Table, cells
+from nanochat.report.inputs import Inputs, Training
+from nanochat.report.summary import money_cell
+
+TITLES = {
+    "base": ("Pretraining (BASE)", "base_train"),
+    "mid": ("Midtraining (MID)", "mid_train"),
+    "sft": ("Supervised fine-tuning (SFT)", "chat_sft"),
+    "rl": ("Reinforcement learning (RL)", "chat_rl"),
+}
+# counts of a training manifest that have a name of their own; any other count is shown under its key
+COUNTS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "parameters": ("parameters", text.count),
+    "steps": ("steps", text.count),
+    "tokens": ("tokens seen", text.count),
+    "batch_tokens": ("tokens per step", text.count),
+    "flops_per_token": ("FLOPs per token", text.large),
+    "flops": ("FLOPs", text.large),
+    "epochs": ("epochs", text.count),
+    "min_val_bpb": ("minimum validation bits per byte", text.score),
+    "final_val_bpb": ("final validation bits per byte", text.score),
+}
+
+
+def training_section(inputs: Inputs, phase: str, price: float) -> Section | None:
+    """The section of one phase; None where no run was to build it."""
+    trainings = [training for run in inputs.runs if (training := inputs.training(run, phase))]
+    if not trainings:
+        return None
+    title, stage = TITLES[phase]
+    blocks: list[Block] = [
+        Paragraph(f"Run {training.run}: {_state(training)}; build it with `snakemake {phase}`.", "missing") for training in trainings if not training.finished
+    ]
+    blocks.append(Table(("", *(training.run for training in trainings)), _rows(trainings, price)))
+    drawn = curve_figures(trainings, phase)
+    blocks += [Figures(tuple(drawn))] if drawn else [Paragraph("Curves: not available, since no step has been logged.", "missing")]
+    blocks += [Fold(f"Hyper-parameters of {stage}", (_hyper_parameters(trainings),)), Fold("Attempts", (_attempts(trainings),))]
+    return Section(title, phase, tuple(blocks))
+
+
+def _state(training: Training) -> str:
+    if not training.attempts and not training.metrics:
+        return "not built yet"
+    state = training.attempts[-1].get("state", "unknown") if training.attempts else "unknown"
+    steps = training.series("loss")[0]
+    return f"not finished, last attempt {state}" + (f", last logged step {steps[-1]:.0f}" if steps else "")
+
+
+def _rows(trainings: Sequence[Training], price: float) -> tuple[tuple[Cell, ...], ...]:
+    keys = [key for key in COUNTS if any(key in training.counts for training in trainings)]
+    keys += sorted({key for training in trainings for key, value in training.counts.items() if key not in COUNTS and isinstance(value, int | float)})
+    rows = [cells(COUNTS[key][0] if key in COUNTS else key.replace("_", " "), *(_count_cell(training, key) for training in trainings)) for key in keys]
+    for name, function in (("validation bits per byte, minimum", min), ("validation bits per byte, final", _last)):
+        rows.append(cells(name, *(_validation(training, function) for training in trainings)))
+    rows.append(cells("tokens per second, median", *(_speed(training) for training in trainings)))
+    rows.append(cells("utilisation", *(_utilisation(training) for training in trainings)))
+    costs = [cost_of(training.attempts, price) for training in trainings]
+    rows.append(cells("wall time, all attempts", *(Cell(text.duration(c.wall_s), _attempt_note(c.attempts, c.unfinished)) for c in costs)))
+    rows.append(cells("cost", *(money_cell(cost) for cost in costs)))
+    return tuple(rows)
+
+
+def _attempt_note(attempts: int, unfinished: int) -> str:
+    return f"{attempts} attempts, {unfinished} not finished" if unfinished else "1 attempt" if attempts == 1 else f"{attempts} attempts"
+
+
+def _count_cell(training: Training, key: str) -> Cell:
+    value = training.counts.get(key)
+    if value is None:
+        return text.unavailable("the stage has not finished" if not training.finished else "not recorded")
+    return Cell(COUNTS[key][1](value) if key in COUNTS else text.count(value))
+
+
+def _last(values: Sequence[float]) -> float:
+    return values[-1]
+
+
+def _validation(training: Training, function: Callable[[Sequence[float]], float]) -> Cell:
+    values = training.series("val_bpb")[1]
+    return Cell(text.score(function(values))) if values else text.unavailable("no validation is logged")
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2]
+
+
+def _speed(training: Training) -> Cell:
+    values = training.series("tokens_per_s")[1]
+    return Cell(text.count(round(_median(values)))) if values else text.unavailable("not logged")
+
+
+def _utilisation(training: Training) -> Cell:
+    values = training.series("utilisation")[1]
+    return Cell(text.percent(_median(values))) if values else text.unavailable("the peak speed of this device is not known")
+
+
+def curve_figures(trainings: Sequence[Training], phase: str) -> list[Figure]:
+    """Loss and validation bits per byte against tokens where tokens are logged for every run, else against steps."""
+    drawn = []
+    for key, label in (("loss", "training loss, nats per token"), ("val_bpb", "validation, bits per byte")):
+        lines, unit = _lines(trainings, key)
+        if lines:
+            svg = figures.curves(f"{phase}-{key}", lines, x_label=unit, y_label=label)
+            drawn.append(Figure(svg, f"{label[0].upper()}{label[1:]} against {unit}, {phase.upper()}."))
+    return drawn
+
+
+def _lines(trainings: Sequence[Training], key: str) -> tuple[list[figures.Curve], str]:
+    series = [(training, *training.series(key)) for training in trainings]
+    series = [item for item in series if item[1]]
+    tokens = [{0.0: 0.0, **dict(zip(*training.series("tokens"), strict=True))} for training, _, _ in series]
+    by_tokens = bool(series) and all(step in known for (_, steps, _), known in zip(series, tokens, strict=True) for step in steps)
+    lines = [
+        figures.Curve(training.run, tuple(known[step] for step in steps) if by_tokens else steps, values)
+        for (training, steps, values), known in zip(series, tokens, strict=True)
+    ]
+    return lines, "tokens" if by_tokens else "steps"
+
+
+def _hyper_parameters(trainings: Sequence[Training]) -> Block:
+    """Every resolved hyper-parameter, flattened to dotted keys; the ones of model.json where the stage resolved them."""
+    flat = [
+        flatten({**training.config, **{key: training.model[key] for key in ("architecture", "training") if key in training.model}}) for training in trainings
+    ]
+    keys = list(dict.fromkeys(key for values in flat for key in values))
+    if not keys:
+        return Paragraph("Not available: the stage has not finished.", "missing")
+    rows = tuple(cells(f"`{key}`", *(values.get(key, "-") for values in flat)) for key in keys)
+    return Table(("Key", *(training.run for training in trainings)), rows)
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    """{"a": {"b": 1}} -> {"a.b": "1"}; lists stay on one line."""
+    if isinstance(value, dict):
+        return {key: words for name, inner in value.items() for key, words in flatten(inner, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): value if isinstance(value, str) else canonical_json(value)}
+
+
+def _attempts(trainings: Sequence[Training]) -> Block:
+    rows = [
+        cells(
+            training.run,
+            str(attempt.get("state", "unknown")),
+            str(attempt.get("host", "-")),
+            str(attempt.get("device_name", attempt.get("device", "-"))),
+            text.count(attempt.get("world_size", 1)),
+            text.duration(wall_seconds(attempt)),
+        )
+        for training in trainings
+        for attempt in training.attempts
+    ]
+    if not rows:
+        return Bullets(("Not available: no attempt is recorded.",), "missing")
+    return Table(("Run", "State", "Host", "Device", "Ranks", "Wall time"), tuple(rows), text_columns=4)

@@ -1,0 +1,436 @@
+"""The report shows the numbers of the JSON files it was handed, says what is missing, and needs no network, script or torch."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanochat.artifacts import sha256_file, write_json, write_manifest, write_text
+from nanochat.config import Report
+from nanochat.errors import UserError
+from nanochat.report import figures, render, text
+from nanochat.report.build import build_document
+from nanochat.report.cost import cost_of, price_of
+from nanochat.report.document import Cell, Code, Document, Paragraph, Samples, Section, Table
+from nanochat.report.inputs import Inputs, read_inputs
+from nanochat.report.metrics import chatcore
+from nanochat.stages import report
+
+VOID = {"meta", "link", "br", "img", "hr", "input", "path", "use", "rect", "line", "circle"}
+PHASES = {"base": "base_train", "mid": "mid_train", "sft": "chat_sft"}
+SCORES = {"arc_easy": (0.40, 0.25), "arc_challenge": (0.30, 0.25), "mmlu": (0.31, 0.25), "gsm8k": (0.05, 0.0), "humaneval": (0.10, 0.0)}
+
+EVALUATION = {
+    "vocab_size": {"ours": 512, "gpt2": 50_257},
+    "token_bytes": {"min": 1, "max": 9, "mean": 3.25, "std": 1.5},
+    "rows": [
+        {
+            "text": "news",
+            "bytes": 1819,
+            "tokens": {"ours": 500, "gpt2": 404},
+            "bytes_per_token": {"ours": 3.638, "gpt2": 4.5025},
+            "relative_difference_percent": {"gpt2": -23.76},
+        }
+    ],
+}
+
+
+# --- a run made of real manifests ------------------------------------------------------------------------------------
+
+
+def attempt(state: str = "finished", wall_s: float = 3600.0, **facts: Any) -> dict[str, Any]:
+    """One entry of provenance.json on the CPU."""
+    base = {"start": 1000.0, "heartbeat": 1000.0 + wall_s, "host": "node7", "device": "cpu", "threads": 2, "world_size": 1, "cpu_count": 2}
+    known = {"git": {"commit": "0123456789abcdef", "branch": "main", "dirty": False}, "packages": {"python": "3.12.1", "torch": "2.9.0"}, "platform": "Linux"}
+    return {**base, **known, "state": state, **({"wall_s": wall_s} if state == "finished" else {}), **facts}
+
+
+def manifest(folder: Path, stage: str, *, inputs: dict[str, Path] | None = None, output: str = "out.bin", config: Any = None, counts: Any = None) -> Path:
+    """A real manifest with one real output."""
+    write_text(folder / output, f"{stage} of {folder}")
+    write_manifest(folder / "manifest.json", stage=stage, config=config or {}, inputs=inputs or {}, outputs=[output], counts=counts or {})
+    return folder / "manifest.json"
+
+
+def training(root: Path, run: str, phase: str, inputs: dict[str, Path], *, attempts: list[dict[str, Any]] | None = None, finished: bool = True) -> Path:
+    """results/{run}/{stage}/ with everything that a training stage leaves."""
+    folder = root / "results" / run / PHASES[phase]
+    steps = [{"step": step, "loss": 5.0 / step, "tokens": 512 * step, "tokens_per_s": 1000.0} for step in range(1, 41)]
+    checks = [{"step": step, "val_bpb": 2.0 + 1 / (step + 1), "val_loss": 3.0} for step in (0, 20, 40)]
+    lines = "".join(json.dumps(row) + "\n" for row in [*steps, *checks])
+    write_text(folder / "metrics.jsonl", lines if finished else lines[: len(lines) // 2])
+    write_json(folder / "provenance.json", {"stage": PHASES[phase], "attempts": attempts or [attempt()]})
+    if finished:
+        write_json(folder / "samples.json", [{"prompt": "The capital of France is", "text": f"<b>{phase}</b> | `Paris`"}])
+        write_json(folder / "model.json", {"architecture": {"depth": 4}, "phase": phase, "training": {"optimizer": {"matrix_lr": 0.02}}})
+        counts = {"parameters": 12_345_678, "steps": 40, "tokens": 20_480}
+        return manifest(folder, PHASES[phase], inputs=inputs, output="model.safetensors", config={"depth": 4, "seed": 1}, counts=counts)
+    return folder / "manifest.json"
+
+
+def score(root: Path, run: str, phase: str, task: str, model: Path, **changes: Any) -> Path:
+    """A score file as stage evaluate writes it."""
+    value, baseline = SCORES.get(task, (0.5, 0.0))
+    path = root / "results" / run / "scores" / phase / f"{task}.json"
+    content = {"task": task, "version": "1", "phase": phase, "score": value, "n": 200, "correct": round(200 * value), "interval": [value - 0.03, value + 0.04]}
+    content |= {"baseline": baseline, "unavailable": None, "seed": 0, "limit": None, "settings": {"split": "test"}, "seconds": 12.5}
+    weights = model.parent / "model.safetensors"
+    write_json(path, {**content, "model_sha256": sha256_file(weights) if weights.is_file() else None, **changes})
+    return path
+
+
+def finished_run(root: Path, run: str = "tiny") -> dict[str, list[Path]]:
+    """Every file of a finished run, as the flags of stage report."""
+    source = manifest(root / "resources/wikipedia_summaries/all", "fetch", counts={"rows": {"train": 9533, "validation": 500}, "licence": "CC BY-SA 3.0"})
+    tokenizer = manifest(root / "results/tokenizers/tiny", "tokenizer", inputs={"text": source}, counts={"vocab_size": 512})
+    write_json(tokenizer.parent / "evaluation.json", EVALUATION)
+    counts = {"rows": 100, "documents": 90, "text_bytes": 60_000, "tokens": 20_000, "kept_tokens": 15_000, "cropped_tokens": 5_000}
+    tokens = manifest(root / "results/tokens/tiny.tiny/a.train", "tokenize", inputs={"text": source}, config={"split": "train"}, counts=counts)
+    base = training(root, run, "base", {"tokens": tokens, "tokenizer": tokenizer})
+    mid = training(root, run, "mid", {"model": base, "tokenizer": tokenizer})
+    sft = training(root, run, "sft", {"model": mid}, attempts=[attempt("interrupted", 1800.0), attempt(wall_s=600.0)])
+    scores = [score(root, run, "sft", task, sft) for task in SCORES]
+    scores.append(score(root, run, "base", "bpb", base, score=1.7312, interval=None, baseline=None, correct=None))
+    return {"run_manifests": [base, mid, sft], "scores": scores, "tokenizers": [tokenizer], "tokens": [tokens], "sources": [source]}
+
+
+def inputs_of(files: dict[str, list[Path]], runs: tuple[str, ...] = ()) -> Inputs:
+    """The files, read."""
+    return read_inputs(**files, runs=runs)
+
+
+def pages(files: dict[str, list[Path]], config: Report | None = None) -> tuple[str, str]:
+    """(markdown, html) of the files."""
+    document = build_document(inputs_of(files), config or Report())
+    return render.markdown(document), render.html(document)
+
+
+def summary_rows(markdown: str) -> dict[str, list[str]]:
+    """Metric -> cells of the first summary table."""
+    lines = markdown[markdown.index("| Metric | BASE | MID | SFT | RL |") :].split("\n\n")[0].splitlines()[2:]
+    return {row[0]: row[1:] for line in lines for row in [[cell.strip() for cell in line.strip("| ").split("|")]]}
+
+
+class Checker(HTMLParser):
+    """Records unclosed tags, scripts, ids, links and every attribute that could make a request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.problems: list[str] = []
+        self.ids: list[str] = []
+        self.fragments: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id" and value:
+                self.ids.append(value)
+            if name == "href" and value:
+                self.fragments.append(value)
+            if name in ("src", "srcset", "data", "action", "poster") or name.startswith("on"):
+                self.problems.append(f"{tag} {name}={value}")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in VOID:
+            return
+        if not self.open or self.open.pop() != tag:
+            self.problems.append(f"</{tag}> closes nothing")
+
+
+def checked(html: str) -> Checker:
+    """The page, parsed to its end."""
+    checker = Checker()
+    checker.feed(html)
+    checker.close()
+    return checker
+
+
+# --- the page itself -------------------------------------------------------------------------------------------------
+
+
+def test_html_is_well_formed_and_ids_are_unique_and_links_resolve(tmp_path: Path) -> None:
+    page = checked(pages(finished_run(tmp_path))[1])
+    assert page.problems == [] and page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert page.fragments and all(link.startswith("#") and link[1:] in page.ids for link in page.fragments)
+
+
+def test_html_makes_no_request_and_runs_no_script(tmp_path: Path) -> None:
+    html = pages(finished_run(tmp_path))[1]
+    page = checked(html)
+    assert not {"script", "iframe", "object", "embed", "img", "link", "form"} & set(page.tags)
+    assert "http:" not in html and "https:" not in html and "@import" not in html
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
+
+
+def test_checker_sees_a_request_and_an_unclosed_tag() -> None:
+    page = checked('<p><img src="https://a.example/x.png" onerror="x()"><b></p>')
+    assert len(page.problems) >= 3
+
+
+def test_same_files_give_the_same_bytes(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    assert pages(files) == pages(files)
+
+
+def test_text_from_models_is_shown_and_never_interpreted(tmp_path: Path) -> None:
+    markdown, html = pages(finished_run(tmp_path))
+    assert "&lt;b&gt;sft&lt;/b&gt; | `Paris`" in html
+    assert "````text\n<b>sft</b> | ``` x\n````" in render.markdown(Document("t", "", (Section("s", "s", (Samples("p", (("SFT", "<b>sft</b> | ``` x"),)),)),)))
+    assert "```text\n<b>sft</b> | `Paris`\n```" in markdown
+
+
+def test_markup_in_names_is_escaped_in_both_formats() -> None:
+    blocks = (Paragraph("<script> *x* `a < b`"), Table(("a|b",), ((Cell("x|y", "<i>"),),)), Code("</pre><script>"))
+    document = Document("<title>", "", (Section("s", "s", blocks),))
+    html, markdown = render.html(document), render.markdown(document)
+    assert "<script>" not in html and "<code>a &lt; b</code>" in html and "&lt;title&gt;" in html
+    assert "x\\|y (\\<i>)" in markdown and "\\<script> \\*x\\* `a < b`" in markdown
+
+
+def test_markdown_tables_have_one_line_per_row_and_equal_columns(tmp_path: Path) -> None:
+    markdown = pages(finished_run(tmp_path))[0]
+    tables = [block.splitlines() for block in markdown.split("\n\n") if block.startswith("|")]
+    assert len(tables) > 5
+    for table in tables:
+        columns = [len(re.findall(r"(?<!\\)\|", line)) for line in table]
+        assert len(set(columns)) == 1 and re.fullmatch(r"[|:-]+", table[1]), table
+
+
+# --- the numbers -----------------------------------------------------------------------------------------------------
+
+
+def test_summary_table_holds_the_scores_of_the_files_and_a_dash_elsewhere(tmp_path: Path) -> None:
+    rows = summary_rows(pages(finished_run(tmp_path))[0])
+    assert rows["ARC-Easy"] == ["-", "-", "0.4000 (0.370-0.440)", "-"]
+    assert rows["bits per byte (lower is better)"] == ["1.7312", "-", "-", "-"]
+    assert next(iter(rows)).startswith("bits per byte") and list(rows)[-1] == "ChatCORE-6"
+
+
+def test_chatcore_is_the_centered_mean_of_its_named_tasks(tmp_path: Path) -> None:
+    """((.40-.25)/.75 + (.30-.25)/.75 + (.31-.25)/.75 + .05 + .10) / 5 = (.2 + .066667 + .08 + .15) / 5 = .099333"""
+    files = finished_run(tmp_path)
+    rows = summary_rows(pages(files)[0])
+    assert rows["ChatCORE-5"] == ["-", "-", "0.0993", "-"]
+    assert rows["ChatCORE-6"] == ["-", "-", "-", "-"]
+    assert "no score of SpellingBee" in pages(files)[0]
+    scores = {item.task: item for item in inputs_of(files).scores if item.phase == "sft"}
+    assert chatcore("ChatCORE-5", scores).value == pytest.approx(0.0993333, abs=1e-6)
+
+
+def test_unavailable_score_is_named_with_its_reason_and_never_zero(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    model = files["run_manifests"][2]
+    score(tmp_path, "tiny", "sft", "humaneval", model, score=None, interval=None, correct=None, unavailable="no sandbox on this machine")
+    markdown, html = pages(files)
+    assert summary_rows(markdown)["HumanEval"] == ["-", "-", "-", "-"]
+    assert "HumanEval of SFT: not available (no sandbox on this machine)" in markdown
+    assert summary_rows(markdown)["ChatCORE-5"] == ["-", "-", "-", "-"]
+    assert "no sandbox on this machine" in html
+
+
+def test_sampled_rows_are_said_beside_the_numbers(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    assert "Not all rows were used" not in pages(files)[0]
+    score(tmp_path, "tiny", "sft", "mmlu", files["run_manifests"][2], limit=200)
+    assert "MMLU: a sample of 200 rows" in pages(files)[0]
+
+
+def test_minimum_and_final_validation_come_from_the_metrics(tmp_path: Path) -> None:
+    markdown = pages(finished_run(tmp_path))[0]
+    final = text.score(2.0 + 1 / 41)
+    assert f"| validation bits per byte, minimum | {final} |" in markdown
+    assert "| parameters | 12,345,678 |" in markdown and "| steps | 40 |" in markdown and "| tokens per second, median | 1,000 |" in markdown
+
+
+def test_logged_again_after_a_resume_a_step_counts_once(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    path = files["run_manifests"][0].parent / "metrics.jsonl"
+    write_text(path, path.read_text() + '{"step": 40, "val_bpb": 1.5}\n{"step": 41, "val_b')
+    steps, values = inputs_of(files).trainings[0].series("val_bpb")
+    assert steps == (0.0, 20.0, 40.0) and values[-1] == 1.5
+
+
+def test_licence_rows_and_cropped_share_are_shown(tmp_path: Path) -> None:
+    markdown = pages(finished_run(tmp_path))[0]
+    assert "| wikipedia_summaries | all | CC BY-SA 3.0 | train 9,533, validation 500 |" in markdown
+    assert "| tiny.tiny | train | 1 | 90 | 60.0 kB | 100 | 20,000 | 15,000 | 3.00 | 25.0% |" in markdown
+
+
+def test_tokenizer_is_compared_with_gpt2_on_the_same_texts(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    assert "| news | 1,819 | 404 | 4.50 | 500 | 3.64 | -23.8% |" in pages(files)[0]
+    write_json(files["tokenizers"][0].parent / "evaluation.json", {**EVALUATION, "vocab_size": {"ours": 512}})
+    assert "Comparison with GPT-2 and GPT-4: not available" in pages(files)[0]
+
+
+# --- time and money --------------------------------------------------------------------------------------------------
+
+
+def test_failed_and_interrupted_attempts_are_paid_for() -> None:
+    gpu = {"device": "cuda", "device_name": "NVIDIA A100-SXM4-80GB", "world_size": 8}
+    cost = cost_of([attempt("interrupted", 1800.0, **gpu), attempt("failed", 1800.0, **gpu), attempt("finished", 3600.0, **gpu)])
+    assert (cost.wall_s, cost.gpu_hours, cost.attempts, cost.unfinished) == (7200.0, 16.0, 3, 2)
+    assert cost.money == pytest.approx(16 * 1.79)
+
+
+@pytest.mark.parametrize(
+    ("name", "configured", "price"),
+    [("NVIDIA H100 80GB HBM3", 0.0, 3.00), ("Tesla V100-SXM2", 0.0, 0.55), ("NVIDIA L40S", 0.0, 2.00), ("NVIDIA H100", 2.49, 2.49)],
+)
+def test_price_per_gpu_hour(name: str, configured: float, price: float) -> None:
+    assert price_of(name, configured) == price
+
+
+def test_without_a_gpu_the_cost_is_not_available(tmp_path: Path) -> None:
+    markdown = pages(finished_run(tmp_path))[0]
+    assert "- **Cost**: not available (no GPU was used, so no GPU price applies)" in markdown
+    assert "$" not in markdown
+
+
+def test_time_of_interrupted_attempts_is_in_the_total(tmp_path: Path) -> None:
+    """1 h base + 1 h mid + 0.5 h + 10 min sft = 2h40m of training, and 6 scores of 12.5 s."""
+    markdown = pages(finished_run(tmp_path))[0]
+    assert "- **Total time**: 2h41m (2h40m of it training, 4 attempts, 1 not finished)" in markdown
+    assert "| total |  | 10 | 1 | 2h41m |" in markdown
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.35, "0.35 s"), (59.6, "1m00s"), (146, "2m26s"), (13_860, "3h51m"), (12, "12 s")])
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert text.duration(seconds) == words
+
+
+# --- what is missing -------------------------------------------------------------------------------------------------
+
+
+def test_half_finished_run_says_what_is_missing_and_which_command_builds_it(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    unfinished = training(tmp_path, "half", "base", {}, finished=False, attempts=[attempt("interrupted", 60.0)])
+    files["run_manifests"] = [unfinished, tmp_path / "results/half/chat_sft/manifest.json"]
+    files["scores"] = [Path("results/half/scores/sft/mmlu.json")]
+    markdown, html = pages(files)
+    assert "BASE of run half: not finished (last logged step: " in markdown and "`snakemake base`" in markdown
+    assert "SFT of run half: not built yet; build it with `snakemake sft`" in markdown
+    assert "score mmlu of SFT, run half: not evaluated yet; build it with `snakemake results/half/scores/sft/mmlu.json`" in markdown
+    assert "<code>snakemake sft</code>" in html
+    assert "minutes" in html  # time of the interrupted attempt is drawn
+
+
+def test_finished_run_misses_nothing(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    assert inputs_of(files).missing == ()
+    assert "incomplete" not in pages(files)[0]
+
+
+def test_empty_report_is_a_report() -> None:
+    markdown, html = pages({"run_manifests": [], "scores": [], "tokenizers": [], "tokens": [], "sources": []})
+    assert markdown.count("Not available") >= 6
+    assert checked(html).problems == []
+
+
+def test_reported_run_without_files_is_missing(tmp_path: Path) -> None:
+    missing = inputs_of(finished_run(tmp_path), runs=("other",)).missing
+    assert [item.what for item in missing] == ["run other"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "path", "words"),
+    [
+        ("run_manifests", "results/tiny/evaluate/manifest.json", "not below a training stage"),
+        ("scores", "scores/extra/mmlu.json", "not below a phase"),
+    ],
+)
+def test_misplaced_file_is_refused(tmp_path: Path, flag: str, path: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        inputs_of({**finished_run(tmp_path), flag: [tmp_path / path]})
+
+
+def test_manifest_of_another_stage_is_refused(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    with pytest.raises(UserError, match="made by stage 'tokenizer', 'fetch' is needed"):
+        inputs_of({**files, "sources": files["tokenizers"]})
+
+
+# --- provenance ------------------------------------------------------------------------------------------------------
+
+
+def test_graph_connects_what_read_what(tmp_path: Path) -> None:
+    from nanochat.report import graph
+
+    built = graph.build(inputs_of(finished_run(tmp_path)))
+    assert ("fetch wikipedia_summaries", "tokenizer tiny") in built.edges
+    assert ("mid_train tiny", "chat_sft tiny") in built.edges and ("chat_sft tiny", "scores tiny sft") in built.edges
+    assert built.unexplained == ()
+
+
+def test_scores_and_stages_of_another_model_are_pointed_out(tmp_path: Path) -> None:
+    from nanochat.report import graph
+
+    files = finished_run(tmp_path)
+    training(tmp_path, "tiny", "base", {})  # built again, from other inputs
+    stale = graph.build(inputs_of(files)).unexplained
+    assert any("mid_train tiny: built from another parent model" in sentence for sentence in stale)
+    score(tmp_path, "tiny", "sft", "mmlu", files["run_manifests"][2], model_sha256="0" * 64)
+    assert any("score mmlu of SFT, run tiny: of another model" in sentence for sentence in graph.build(inputs_of(files)).unexplained)
+
+
+# --- several runs ----------------------------------------------------------------------------------------------------
+
+
+def test_runs_are_compared_side_by_side(tmp_path: Path) -> None:
+    first, second = finished_run(tmp_path, "small"), finished_run(tmp_path, "large")
+    both = {key: [*dict.fromkeys([*first[key], *second[key]])] for key in first}
+    markdown, html = pages(both)
+    assert "| Metric | small | large |" in markdown
+    assert "| parameters | 12,345,678 | 12,345,678 |" in markdown
+    assert checked(html).problems == [] and len(checked(html).ids) == len(set(checked(html).ids))
+    only = build_document(read_inputs(**both, runs=("small",)), Report())
+    assert "large" not in render.markdown(only)
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_long_curve_is_thinned_to_means() -> None:
+    thin = figures.thinned([float(value) for value in range(2000)])
+    assert len(thin) == 400 and thin[0] == 2.0 and thin[-1] == 1997.0
+    assert figures.thinned([1.0, 2.0]) == [1.0, 2.0]
+
+
+def test_figure_has_the_page_colours_only() -> None:
+    svg = figures.curves("x", [figures.Curve("a<b", (0, 1), (1, 2))], x_label="steps", y_label="loss")
+    assert "var(--series-1)" in svg and not re.findall(r"#[0-9a-f]{6}\b", svg) and "a&lt;b" in svg
+
+
+# --- the stage -------------------------------------------------------------------------------------------------------
+
+
+def test_stage_writes_both_files_without_torch(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    flags = ["--config", '{"title": "A title"}', "--markdown", str(tmp_path / "out/report.md"), "--html", str(tmp_path / "out/report.html")]
+    for flag, paths in files.items():
+        flags += [f"--{flag.replace('_', '-')}", *map(str, paths)]
+    program = f"import sys; from nanochat.stages import report; report.main({flags!r}); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/report.md").read_text().startswith("# A title\n")
+    assert "<h1>A title</h1>" in (tmp_path / "out/report.html").read_text()
+
+
+def test_unknown_key_of_the_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="tilte"):
+        report.main(["--config", '{"tilte": "x"}', "--markdown", str(tmp_path / "a"), "--html", str(tmp_path / "b")])
