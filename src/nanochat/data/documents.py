@@ -1,0 +1,65 @@
+"""Reading fetched text: the parquet files of one split of a part, a row group (1,024 documents) at a time."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nanochat.artifacts import read_manifest
+from nanochat.errors import UserError
+
+COLUMN = "text"
+
+
+def text_files(manifest_path: Path, split: str) -> list[Path]:
+    """The files of `split` that a fetch manifest lists, in order; train: train-00000.parquet ..., validation: validation.parquet."""
+    names = read_manifest(manifest_path, stage="fetch")["outputs"]
+    return [Path(manifest_path).parent / name for name in sorted(names) if name.startswith(split) and name.endswith(".parquet")]
+
+
+def row_groups(path: Path) -> int:
+    """How many row groups a file has."""
+    return int(_open(path).num_row_groups)
+
+
+def read_row_group(path: Path, index: int) -> list[str]:
+    """The documents of one row group; a null is an empty document."""
+    file = _open(path)
+    try:
+        return [text or "" for text in file.read_row_group(index, columns=[COLUMN]).column(0).to_pylist()]
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: row group {index} cannot be read ({_first_line(error)}); delete the file's folder and fetch it again") from None
+
+
+def documents(paths: Sequence[Path]) -> Iterator[str]:
+    """Every document of `paths`, file by file."""
+    for path in paths:
+        for index in range(row_groups(path)):
+            yield from read_row_group(path, index)
+
+
+def interleaved(groups: Sequence[Sequence[Path]]) -> Iterator[str]:
+    """Documents of several sources, a row group of each in turn, so that whoever stops early has seen them all."""
+    waiting = [iter([(path, index) for path in paths for index in range(row_groups(path))]) for paths in groups]
+    while waiting:
+        for source in list(waiting):
+            place = next(source, None)
+            if place is None:
+                waiting.remove(source)
+            else:
+                yield from read_row_group(*place)
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: not a readable parquet file ({_first_line(error)}); delete its folder and fetch it again") from None
+    if COLUMN not in file.schema_arrow.names:
+        raise UserError(f"{path}: has no column {COLUMN!r} but {file.schema_arrow.names}; give a text source")
+    return file
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
