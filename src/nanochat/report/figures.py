@@ -60,7 +60,7 @@ def curves(name: str, lines: Sequence[Curve], *, x_label: str, y_label: str) -> 
 
 
 def bars(name: str, data: Sequence[Bar], *, x_label: str, format_value: str = "{:.3f}", maximum: float | None = None) -> str:
-    """Horizontal bars in groups; whiskers are intervals, a dark tick is the level of guessing."""
+    """Horizontal bars in groups; whiskers are intervals, an upright tick is the level of guessing."""
     groups, series = list(dict.fromkeys(bar.group for bar in data)), list(dict.fromkeys(bar.series for bar in data))
     figure, axes = _start(height=0.9 + 0.22 * len(groups) * (len(series) + 0.6))
     thickness = 0.8 / len(series)

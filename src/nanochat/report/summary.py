@@ -27,6 +27,8 @@ def summary_section(inputs: Inputs, price: float) -> Section:
             blocks.append(Figures((drawn,)))
     if len(inputs.runs) > 1:
         blocks += _comparison(inputs, price)
+    if inputs.scores:
+        blocks.append(READING_AID)
     return Section("Summary", "summary", tuple(blocks))
 
 
@@ -56,25 +58,32 @@ def _metric_name(task: str) -> str:
     return f"{title(task)} (lower is better)" if task in LOWER_IS_BETTER else title(task)
 
 
+READING_AID = Bullets(
+    (
+        "Small print behind a score: its 95% Wilson interval. `-`: no such score in this phase.",
+        *(
+            f"{name}: mean of (score - guessing) / (1 - guessing) over {', '.join(title(task) for task in tasks)}; only where each of them has a score."
+            for name, tasks in CHATCORE.items()
+        ),
+    )
+)
+
+
 def _remarks(scores: Mapping[tuple[str, str], Score]) -> list[Block]:
-    """What the table cannot say: intervals, baselines, samples of rows, and why a number is not there."""
-    if not scores:
-        return []
-    remarks = ["Behind a score: its 95% Wilson interval. `-`: no such score in this phase."]
+    """What the table of a run cannot say: the level of guessing, samples of rows, and why a number is not there."""
+    remarks = []
     baselines = {title(score.task): score.baseline for score in scores.values() if score.baseline}
     if baselines:
         remarks.append("Level of guessing: " + ", ".join(f"{name} {value:.3g}" for name, value in sorted(baselines.items())) + "; 0 elsewhere.")
     sampled = sorted({sentence for score in scores.values() if (sentence := limits(score))})
     if sampled:
         remarks.append("Not all rows were used. " + "; ".join(sampled) + ".")
-    for name, tasks in CHATCORE.items():
+    for name in CHATCORE:
         lacking = [f"{phase.upper()}: {why}" for phase in PHASES if of_phase(scores, phase) and (why := chatcore(name, of_phase(scores, phase)).why)]
-        remarks.append(
-            f"{name}: mean of (score - guessing) / (1 - guessing) over {', '.join(title(task) for task in tasks)}"
-            + (f". Not available for {'; '.join(lacking)}." if lacking else ".")
-        )
+        if lacking:
+            remarks.append(f"{name} not available. {'; '.join(lacking)}.")
     failed = [f"{title(score.task)} of {score.phase.upper()}: not available ({score.unavailable})" for score in scores.values() if score.value is None]
-    return [Bullets(tuple(remarks)), *([Bullets(tuple(failed), "missing")] if failed else [])]
+    return [Bullets(tuple(items), tone) for items, tone in ((remarks, "plain"), (failed, "missing")) if items]
 
 
 def bar_figure(run: str, scores: Mapping[tuple[str, str], Score]) -> Figure | None:
@@ -88,7 +97,7 @@ def bar_figure(run: str, scores: Mapping[tuple[str, str], Score]) -> Figure | No
     ]
     if not data:
         return None
-    return Figure(figures.bars(f"scores-{run}", data, x_label="score"), f"Scores of run {run}. Line: 95% interval; dark tick: level of guessing.")
+    return Figure(figures.bars(f"scores-{run}", data, x_label="score"), f"Scores of run {run}. Line: 95% interval; upright tick: level of guessing.")
 
 
 def _tiles(inputs: Inputs, price: float) -> Tiles:
