@@ -4,9 +4,12 @@ The only module that reads environment variables (torchrun's and SLURM's). Nothi
 torch is imported when a Runtime is started, so that stages without it (fetch, report) start at once.
 """
 
+import ctypes
 import os
 import random
 import signal
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +20,9 @@ from nanochat.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+
+RANK_GRACE_S = {2: 5.0, 75: 60.0}  # after this exit code of one rank, how long the others get to end by themselves
 
 
 def log(message: str) -> None:
@@ -35,13 +41,53 @@ def under_torchrun() -> bool:
     return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def relaunch_under_torchrun(ranks: int, arguments: Sequence[str]) -> None:
-    """Replace this process by `ranks` ranks of itself on this machine; does nothing for one rank or below torchrun."""
+def launch_ranks(ranks: int, arguments: Sequence[str]) -> None:
+    """Run `nanochat ARGUMENTS` as `ranks` processes on this machine and exit with their code; returns at once for one rank or below torchrun.
+
+    Unlike torchrun it keeps the exit codes of a stage (2, 75) and hands every signal on; the ranks die with this process.
+    """
     if ranks <= 1 or under_torchrun():
         return
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "nanochat"]
-    sys.stdout.flush()
-    os.execv(sys.executable, [*command, *arguments])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "nanochat", *arguments]
+    processes = [
+        # a session of its own: Ctrl-C reaches it once, through this process, and not a second time from the terminal
+        subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, start_new_session=True, preexec_fn=_die_with_parent)
+        for rank in range(ranks)
+    ]
+
+    def forward(number: int, _frame: Any) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, forward)
+    sys.exit(_wait_for_all(processes))
+
+
+def _die_with_parent() -> None:
+    """In a child, before exec: ask Linux to kill it when its parent dies, so that no rank trains on unseen."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _wait_for_all(processes: "list[subprocess.Popen[bytes]]") -> int:
+    """The exit code of the ranks: the first that is not 0. After it the others get a while to end, then they are killed."""
+    code, deadline = 0, float("inf")
+    while any(process.poll() is None for process in processes):
+        codes = [process.returncode for process in processes if process.returncode]
+        if codes and not code:
+            code = codes[0]
+            deadline = time.monotonic() + RANK_GRACE_S.get(code, 0.0)
+        if time.monotonic() > deadline:
+            for process in processes:
+                process.kill()
+        time.sleep(0.05)
+    return code or next((process.returncode for process in processes if process.returncode), 0)
 
 
 @dataclass
