@@ -1,0 +1,152 @@
+"""Runs programs that a model wrote, each in a fresh Python process that can do little harm.
+
+Always: an empty environment and working folder, no stdin, limits on time, memory, file size and processes, output capped,
+and everything the program started is killed at its end. Where the system grants it (Linux with namespaces): no network, its
+own process table, every file read-only. `protection()` says which of these hold here; scores carry it.
+
+Not promised: a program can read files that its user can read, and one that is written to find the password in its own
+process can claim to have passed. It is a fence around clumsy code, not a prison for an attacker.
+"""
+
+import functools
+import json
+import os
+import secrets
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+CHILD = Path(__file__).with_name("sandbox_child.py")
+MEMORY_MEGABYTES = 512
+DISK_MEGABYTES = 16
+PROCESSES = 16
+OUTPUT_KEPT_BYTES = 64 << 10
+OUTPUT_MAX_BYTES = 1 << 20  # a program that writes more is ended
+GRACE_S = 5.0  # start-up and clean-up, on top of the program's own time
+PROTECTIONS = {
+    "limits": f"limits on time, memory ({MEMORY_MEGABYTES} MB), file size ({DISK_MEGABYTES} MB) and processes ({PROCESSES})",
+    "network": "no network (own network namespace)",
+    "processes": "sees and signals its own processes only (own process namespace)",
+    "files": "file system read-only but for a small memory disk (own mount namespace)",
+    "user": "runs as a user of its own",
+}
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What became of a program. `passed`: it ran to its last line without an exception and without leaving early."""
+
+    outcome: Literal["passed", "failed", "timeout", "memory", "output"]
+    output: str
+    granted: tuple[str, ...]  # keys of PROTECTIONS that held
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        return self.outcome == "passed"
+
+
+def run(program: str, *, timeout_s: float = 5.0) -> Execution:
+    """Run `program`, the text of a Python module, and say how it ended."""
+    started = time.monotonic()
+    password = secrets.token_hex(16)
+    with tempfile.TemporaryDirectory(prefix="nanochat-sandbox-", ignore_cleanup_errors=True) as folder:
+        request = {
+            "program": program,
+            "password": password,
+            "folder": folder,
+            "timeout_s": timeout_s,
+            "memory_megabytes": MEMORY_MEGABYTES,
+            "disk_megabytes": DISK_MEGABYTES,
+            "processes": PROCESSES,
+        }
+        output, report = _supervise(json.dumps(request).encode(), folder, timeout_s + GRACE_S)
+    lines = report.decode(errors="replace").split("\n")
+    granted = tuple(json.loads(lines[0])) if lines[0].startswith("[") else ()
+    text = output[:OUTPUT_KEPT_BYTES].decode(errors="replace")
+    return Execution(_outcome(lines[1:], password, output, text), text, granted, time.monotonic() - started)
+
+
+def _outcome(lines: list[str], password: str, output: bytes, text: str) -> Literal["passed", "failed", "timeout", "memory", "output"]:
+    if len(output) > OUTPUT_MAX_BYTES:
+        return "output"
+    if password in lines:
+        return "passed"
+    if "timeout" in lines or "ended" not in lines:
+        return "timeout"
+    return "memory" if text.rstrip().rsplit("\n", 1)[-1].startswith("MemoryError") else "failed"
+
+
+def _supervise(request: bytes, folder: str, limit_s: float) -> tuple[bytes, bytes]:
+    """Start the child, collect (output, report) until both end, the output is too long, or `limit_s` is over; then kill its group."""
+    receive, send = os.pipe()
+    environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    child = subprocess.Popen(
+        [sys.executable, "-I", str(CHILD), str(send)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=folder,
+        env=environment,
+        pass_fds=(send,),
+        start_new_session=True,
+    )
+    os.close(send)
+    assert child.stdin is not None and child.stdout is not None
+    try:
+        child.stdin.write(request)
+        child.stdin.close()
+        return _collect(child.stdout.fileno(), receive, time.monotonic() + limit_s)
+    except BrokenPipeError:  # the child died before it read its request
+        return b"", b""
+    finally:
+        # with a process namespace the keeper dies with the group's leader, and the rest with the keeper
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        os.close(receive)
+
+
+def _collect(output_file: int, report_file: int, deadline: float) -> tuple[bytes, bytes]:
+    collected = {output_file: bytearray(), report_file: bytearray()}
+    with selectors.DefaultSelector() as selector:
+        for file in collected:
+            selector.register(file, selectors.EVENT_READ)
+        while selector.get_map() and (left := deadline - time.monotonic()) > 0:
+            for key, _ in selector.select(left):
+                piece = os.read(key.fd, 1 << 16)
+                collected[key.fd] += piece
+                if not piece:
+                    selector.unregister(key.fd)
+            if len(collected[output_file]) > OUTPUT_MAX_BYTES:
+                break
+    return bytes(collected[output_file]), bytes(collected[report_file])
+
+
+@functools.cache
+def _probe() -> Execution:
+    return run("assert True")
+
+
+def unavailable() -> str | None:
+    """Why programs cannot be run here, or None."""
+    if not hasattr(os, "fork"):
+        return f"programs cannot be run safely on {sys.platform}: no fork, no resource limits"
+    probe = _probe()
+    return None if probe.passed else f"the sandbox does not work here: a harmless program ended with {probe.outcome} {probe.output.strip()[-200:]!r}"
+
+
+def protection() -> dict[str, Any]:
+    """Which protections hold on this machine, for the record of a score."""
+    granted = _probe().granted if hasattr(os, "fork") else ()
+    return {
+        "held": [text for key, text in PROTECTIONS.items() if key in granted],
+        "missing": [text for key, text in PROTECTIONS.items() if key not in granted],
+        "note": "programs can read what their user can read; a fence around clumsy code, not a prison for an attacker",
+    }
