@@ -3,8 +3,10 @@ set -euo pipefail
 PATH="$1:$PATH" # the `nanochat` that belongs to the running snakemake, activated or not
 
 # Copy standard input to the log of this attempt, to the history of all attempts (undeclared: snakemake deletes `log:` files
-# before each attempt) and to the screen. Deaf to signals: a stage that is told to stop goes on writing while it saves its state.
+# before each attempt) and to the screen, where the log's name is its heading. Deaf to signals: a stage that is told to stop
+# goes on writing while it saves its state.
 keep_log() {
     trap '' HUP INT TERM USR1
+    printf -- '--- %s\n' "${1%.log}" >&2
     tee -a "$1" "${1%.log}.history" >&2
 }

@@ -1,0 +1,87 @@
+"""The experiments that come with the project, the profiles, and the promises that their comments make."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nanochat import config
+from nanochat.data.sources import SOURCES
+
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = [ROOT / "config.yaml", *sorted((ROOT / "configs").glob("*.yaml")), ROOT / "tests" / "tiny.yaml"]
+PROFILES = sorted((ROOT / "profiles").glob("*/profile.yaml"))
+MACHINE_WORDS = {"gpu", "gpus", "mem_mb", "runtime", "partition", "slurm_partition", "slurm_account", "account", "executor", "cores", "threads"}
+
+
+def every_key(value: Any) -> set[str]:
+    """Keys of a nested value."""
+    if isinstance(value, dict):
+        return set(value) | {key for inner in value.values() for key in every_key(inner)}
+    return {key for inner in value for key in every_key(inner)} if isinstance(value, list) else set()
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
+def test_an_experiment_is_valid_and_names_no_machine(path: Path) -> None:
+    experiment = config.load(path)
+    assert experiment.runs
+    assert not every_key(yaml.safe_load(path.read_text(encoding="utf-8"))) & MACHINE_WORDS
+
+
+@pytest.mark.parametrize("path", [ROOT / "config.yaml", ROOT / "configs" / "laptop.yaml", ROOT / "tests" / "tiny.yaml"], ids=lambda path: path.name)
+def test_an_experiment_for_the_cpu_needs_no_hub(path: Path) -> None:
+    experiment = config.load(path)
+    sources = {source for corpus in experiment.corpora.values() for source in corpus.sources}
+    for run in experiment.runs.values():
+        uses = [(item.task, item.split, item.source) for tune in (run.mid_train, run.chat_sft) if tune for item in tune.mixture]
+        uses += [(task, settings.split, settings.source) for task, settings in run.evaluate.items()]
+        sources |= {source for task, split, source in uses for source in config.task_sources(task, split, source)}
+    assert {SOURCES[name].kind for name in sources} == {"wheel"}
+
+
+def test_the_speedrun_is_the_model_that_its_comment_promises() -> None:
+    experiment = config.load(ROOT / "configs" / "speedrun.yaml")
+    run = experiment.runs["d20"]
+    resolved = config.resolve_base_train(run.base_train, run.recipe)
+    width, vocab, depth = resolved["depth"] * resolved["architecture"]["aspect_ratio"], experiment.tokenizers[run.tokenizer].vocab_size, resolved["depth"]
+    params = 2 * vocab * width + depth * 12 * width * width
+    steps = round(params * resolved["horizon"]["tokens_per_param"] / resolved["horizon"]["batch_tokens"])
+    assert (params, steps, steps * resolved["horizon"]["batch_tokens"]) == (560_988_160, 21_400, 11_219_763_200)
+    shard_chars, chars_per_token = 250e6, 4.8
+    assert experiment.corpora[run.corpus].shards * shard_chars > params * 20 * chars_per_token  # type: ignore[operator]
+
+
+def test_a_profile_holds_no_value_of_an_experiment() -> None:
+    experiment_words = set(config.Run.model_fields) | set(config.BaseTrain.model_fields) | set(config.Tune.model_fields) | set(config.Corpus.model_fields)
+    stages = {"base_train", "mid_train", "chat_sft"}  # rule names
+    for path in PROFILES:
+        assert not every_key(yaml.safe_load(path.read_text(encoding="utf-8"))) & (experiment_words - stages), path
+
+
+def test_the_default_profile_is_neutral() -> None:
+    """It lies on top of every other profile, key by key: an executor or a default here would defeat them."""
+    content = yaml.safe_load((ROOT / "profiles" / "default" / "profile.yaml").read_text(encoding="utf-8"))
+    assert set(content) == {"rerun-triggers", "rerun-incomplete", "show-failed-logs"}
+    assert content["rerun-triggers"] == ["mtime", "params", "input"]
+
+
+def test_retries_stand_in_profiles_and_never_in_a_rule() -> None:
+    for path in [ROOT / "Snakefile", *sorted((ROOT / "rules").glob("*.smk"))]:
+        assert "retries" not in path.read_text(encoding="utf-8"), path
+    assert yaml.safe_load((ROOT / "profiles" / "slurm" / "profile.yaml").read_text(encoding="utf-8"))["retries"] == 3
+
+
+def test_profile_slurm_is_found_by_its_short_name() -> None:
+    assert (ROOT / "slurm" / "profile.yaml").samefile(ROOT / "profiles" / "slurm" / "profile.yaml")
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.parent.name)
+def test_a_profile_names_rules_and_experiments_that_exist(path: Path) -> None:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    rules = {
+        line.split()[1].rstrip(":") for file in (ROOT / "rules").glob("*.smk") for line in file.read_text(encoding="utf-8").splitlines() if line[:5] == "rule "
+    }
+    named = {rule for key in ("set-resources", "set-threads") for rule in content.get(key, {})}
+    assert named <= rules
+    assert (ROOT / content.get("configfile", "config.yaml")).is_file()
