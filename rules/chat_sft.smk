@@ -39,8 +39,8 @@ rule chat_sft:
             --data {input.data:q} \
             --weights {output.weights:q} \
             --manifest {output.manifest:q} \
-            --ranks $(( {resources.gpu} > 1 ? {resources.gpu} : 1 )) \
-            --threads {threads} \
-            --max-seconds $(( {resources.runtime} * 57 )) \
+            --ranks "$(ranks {resources.gpu})" \
+            --threads "$(threads_per_rank {threads} {resources.gpu})" \
+            --max-seconds "$(seconds_to_train {resources.runtime})" \
             2>&1 | keep_log {log:q}
         """

@@ -10,3 +10,12 @@ keep_log() {
     printf -- '--- %s\n' "${1%.log}" >&2
     tee -a "$1" "${1%.log}.history" >&2
 }
+
+# ranks GPUS: how many processes train together; one on a machine without GPUs.
+ranks() { echo $(($1 > 1 ? $1 : 1)); }
+
+# threads_per_rank THREADS GPUS: a rank's share of the job's threads, at least one.
+threads_per_rank() { echo $(($1 / $(ranks "$2") > 1 ? $1 / $(ranks "$2") : 1)); }
+
+# seconds_to_train MINUTES: the time that a job has, less five percent to save its state and end in order.
+seconds_to_train() { echo $(($1 * 57)); }

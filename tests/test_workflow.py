@@ -98,6 +98,23 @@ def test_a_log_is_complete_when_every_process_of_the_job_is_told_to_stop(tmp_pat
     assert log.read_text(encoding="utf-8") == (tmp_path / "job.history").read_text(encoding="utf-8") == "started\nsaved\n"
 
 
+@pytest.mark.parametrize(
+    ("call", "result"),
+    [
+        ("ranks 0", "1"),
+        ("ranks 1", "1"),
+        ("ranks 8", "8"),
+        ("threads_per_rank 2 0", "2"),
+        ("threads_per_rank 64 8", "8"),
+        ("threads_per_rank 4 8", "1"),
+        ("seconds_to_train 60", "3420"),
+    ],
+)
+def test_a_rule_turns_its_resources_into_flags(call: str, result: str) -> None:
+    done = subprocess.run(["bash", "-c", f'source "{REPOSITORY}/rules/shell.sh" /bin; {call}'], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == result
+
+
 def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Return once `condition` holds; fail after `seconds`."""
     deadline = time.monotonic() + seconds
