@@ -46,11 +46,18 @@ def wheel_file(wheel: Wheel, folder: Path) -> Path:
 
 def _download_with_retries(wheel: Wheel, target: Path) -> None:
     log(f"downloading {wheel.filename} ({wheel.size / 1e6:.1f} MB) from PyPI")
+    wrong_hash = ""
     for wait in (*RETRY_WAITS_S, None):
         try:
             _download(wheel, target)
             return
         except DownloadError as error:
+            if error.wrong_hash and error.wrong_hash == wrong_hash:
+                raise UserError(
+                    f"{wheel.filename}: refused, its sha256 is {wrong_hash} twice in a row and not the pinned {wheel.sha256}; "
+                    "the package index or the network altered it"
+                ) from None
+            wrong_hash = error.wrong_hash
             if wait is None:
                 raise UserError(
                     f"{wheel.filename}: download failed after {len(RETRY_WAITS_S) + 1} attempts ({error}); "
@@ -61,7 +68,11 @@ def _download_with_retries(wheel: Wheel, target: Path) -> None:
 
 
 class DownloadError(Exception):
-    """One attempt failed in a way that another may not."""
+    """One attempt failed in a way that another may not. pip reports a body that was cut off as a wrong hash, so that is tried again as well."""
+
+    def __init__(self, message: str, wrong_hash: str = "") -> None:
+        super().__init__(message)
+        self.wrong_hash = wrong_hash
 
 
 def _download(wheel: Wheel, target: Path) -> None:
@@ -77,7 +88,7 @@ def _download(wheel: Wheel, target: Path) -> None:
         if not file.is_file():
             raise UserError(f"{wheel.filename}: the package index offers {wheel.package} {wheel.version} under another name; ask it for this file")
         if (found := sha256_file(file)) != wheel.sha256:
-            raise UserError(_wrong_hash(wheel, found))
+            raise DownloadError(f"arrived with sha256 {found}", found)
         file.replace(target)
         sync_folder(target.parent)
     finally:
@@ -95,8 +106,8 @@ def _pip_command(requirements: Path, folder: Path) -> list[str]:
 def _explain(wheel: Wheel, output: str) -> None:
     """Raise what pip's output means: UserError where trying again is no use, DownloadError otherwise."""
     if "DO NOT MATCH THE HASHES" in output or "do not match the hashes" in output:
-        found = [line.split()[-1] for line in output.splitlines() if line.strip().startswith("Got")]
-        raise UserError(_wrong_hash(wheel, found[0] if found else "another one"))
+        found = next((line.split()[-1] for line in output.splitlines() if line.strip().startswith("Got")), "another one")
+        raise DownloadError(f"arrived with sha256 {found}", found)
     if "No module named pip" in output:
         raise UserError("pip is missing from this Python; run `python -m ensurepip`, then run again")
     if "No space left on device" in output or "Disk quota exceeded" in output:
@@ -104,7 +115,3 @@ def _explain(wheel: Wheel, output: str) -> None:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")] or lines or ["pip failed without a word"]
     raise DownloadError(errors[-1].removeprefix("ERROR:").strip()[:300])
-
-
-def _wrong_hash(wheel: Wheel, found: str) -> str:
-    return f"{wheel.filename}: refused, its sha256 is {found} and not the pinned {wheel.sha256}; the package index or the network altered it"
