@@ -66,7 +66,7 @@ def training(root: Path, run: str, phase: str, inputs: dict[str, Path], *, attem
     write_text(folder / "metrics.jsonl", lines if finished else lines[: len(lines) // 2])
     write_json(folder / "provenance.json", {"stage": PHASES[phase], "attempts": attempts or [attempt()]})
     if finished:
-        write_json(folder / "samples.json", [{"prompt": "The capital of France is", "text": f"<b>{phase}</b> | `Paris`"}])
+        write_json(folder / "samples.json", [{"prompt": "The capital of France is", "completion": f"<b>{phase}</b> | `Paris`"}])
         write_json(folder / "model.json", {"architecture": {"depth": 4}, "phase": phase, "training": {"optimizer": {"matrix_lr": 0.02}}})
         counts = {"parameters": 12_345_678, "steps": 40, "tokens": 20_480}
         return manifest(folder, PHASES[phase], inputs=inputs, output="model.safetensors", config={"depth": 4, "seed": 1}, counts=counts)
@@ -79,6 +79,7 @@ def score(root: Path, run: str, phase: str, task: str, model: Path, **changes: A
     path = root / "results" / run / "scores" / phase / f"{task}.json"
     content = {"task": task, "version": "1", "phase": phase, "score": value, "n": 200, "correct": round(200 * value), "interval": [value - 0.03, value + 0.04]}
     content |= {"baseline": baseline, "unavailable": None, "seed": 0, "limit": None, "settings": {"split": "test"}, "seconds": 12.5}
+    content["examples"] = [{"question": "2 < 3?", "answer": "No.", "reference": "Yes.", "right": False}]
     weights = model.parent / "model.safetensors"
     write_json(path, {**content, "model_sha256": sha256_file(weights) if weights.is_file() else None, **changes})
     return path
@@ -108,6 +109,12 @@ def pages(files: dict[str, list[Path]], config: Report | None = None) -> tuple[s
     """(markdown, html) of the files."""
     document = build_document(inputs_of(files), config or Report())
     return render.markdown(document), render.html(document)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """(markdown, html) of one finished run, for tests that only look."""
+    return pages(finished_run(tmp_path_factory.mktemp("finished")))
 
 
 def summary_rows(markdown: str) -> dict[str, list[str]]:
@@ -162,15 +169,15 @@ def checked(html: str) -> Checker:
 # --- the page itself -------------------------------------------------------------------------------------------------
 
 
-def test_html_is_well_formed_and_ids_are_unique_and_links_resolve(tmp_path: Path) -> None:
-    page = checked(pages(finished_run(tmp_path))[1])
+def test_html_is_well_formed_and_ids_are_unique_and_links_resolve(finished: tuple[str, str]) -> None:
+    page = checked(finished[1])
     assert page.problems == [] and page.open == []
     assert len(page.ids) == len(set(page.ids))
     assert page.fragments and all(link.startswith("#") and link[1:] in page.ids for link in page.fragments)
 
 
-def test_html_makes_no_request_and_runs_no_script(tmp_path: Path) -> None:
-    html = pages(finished_run(tmp_path))[1]
+def test_html_makes_no_request_and_runs_no_script(finished: tuple[str, str]) -> None:
+    html = finished[1]
     page = checked(html)
     assert not {"script", "iframe", "object", "embed", "img", "link", "form"} & set(page.tags)
     assert "http:" not in html and "https:" not in html and "@import" not in html
@@ -187,8 +194,8 @@ def test_same_files_give_the_same_bytes(tmp_path: Path) -> None:
     assert pages(files) == pages(files)
 
 
-def test_text_from_models_is_shown_and_never_interpreted(tmp_path: Path) -> None:
-    markdown, html = pages(finished_run(tmp_path))
+def test_text_from_models_is_shown_and_never_interpreted(finished: tuple[str, str]) -> None:
+    markdown, html = finished
     assert "&lt;b&gt;sft&lt;/b&gt; | `Paris`" in html
     assert "````text\n<b>sft</b> | ``` x\n````" in render.markdown(Document("t", "", (Section("s", "s", (Samples("p", (("SFT", "<b>sft</b> | ``` x"),)),)),)))
     assert "```text\n<b>sft</b> | `Paris`\n```" in markdown
@@ -202,8 +209,8 @@ def test_markup_in_names_is_escaped_in_both_formats() -> None:
     assert "x\\|y (\\<i>)" in markdown and "\\<script> \\*x\\* `a < b`" in markdown
 
 
-def test_markdown_tables_have_one_line_per_row_and_equal_columns(tmp_path: Path) -> None:
-    markdown = pages(finished_run(tmp_path))[0]
+def test_markdown_tables_have_one_line_per_row_and_equal_columns(finished: tuple[str, str]) -> None:
+    markdown = finished[0]
     tables = [block.splitlines() for block in markdown.split("\n\n") if block.startswith("|")]
     assert len(tables) > 5
     for table in tables:
@@ -214,8 +221,8 @@ def test_markdown_tables_have_one_line_per_row_and_equal_columns(tmp_path: Path)
 # --- the numbers -----------------------------------------------------------------------------------------------------
 
 
-def test_summary_table_holds_the_scores_of_the_files_and_a_dash_elsewhere(tmp_path: Path) -> None:
-    rows = summary_rows(pages(finished_run(tmp_path))[0])
+def test_summary_table_holds_the_scores_of_the_files_and_a_dash_elsewhere(finished: tuple[str, str]) -> None:
+    rows = summary_rows(finished[0])
     assert rows["ARC-Easy"] == ["-", "-", "0.4000 (0.370-0.440)", "-"]
     assert rows["bits per byte (lower is better)"] == ["1.7312", "-", "-", "-"]
     assert next(iter(rows)).startswith("bits per byte") and list(rows)[-1] == "ChatCORE-6"
@@ -243,6 +250,11 @@ def test_unavailable_score_is_named_with_its_reason_and_never_zero(tmp_path: Pat
     assert "no sandbox on this machine" in html
 
 
+def test_graded_answers_are_shown(finished: tuple[str, str]) -> None:
+    html = finished[1]
+    assert "<summary>Answers to MMLU</summary>" in html and "2 &lt; 3?" in html and "SFT, wrong" in html
+
+
 def test_sampled_rows_are_said_beside_the_numbers(tmp_path: Path) -> None:
     files = finished_run(tmp_path)
     assert "Not all rows were used" not in pages(files)[0]
@@ -250,10 +262,10 @@ def test_sampled_rows_are_said_beside_the_numbers(tmp_path: Path) -> None:
     assert "MMLU: a sample of 200 rows" in pages(files)[0]
 
 
-def test_minimum_and_final_validation_come_from_the_metrics(tmp_path: Path) -> None:
-    markdown = pages(finished_run(tmp_path))[0]
+def test_minimum_and_final_validation_come_from_the_metrics(finished: tuple[str, str]) -> None:
+    markdown = finished[0]
     final = text.score(2.0 + 1 / 41)
-    assert f"| validation bits per byte, minimum | {final} |" in markdown
+    assert f"| minimum validation bits per byte | {final} |" in markdown
     assert "| parameters | 12,345,678 |" in markdown and "| steps | 40 |" in markdown and "| tokens per second, median | 1,000 |" in markdown
 
 
@@ -265,8 +277,8 @@ def test_logged_again_after_a_resume_a_step_counts_once(tmp_path: Path) -> None:
     assert steps == (0.0, 20.0, 40.0) and values[-1] == 1.5
 
 
-def test_licence_rows_and_cropped_share_are_shown(tmp_path: Path) -> None:
-    markdown = pages(finished_run(tmp_path))[0]
+def test_licence_rows_and_cropped_share_are_shown(finished: tuple[str, str]) -> None:
+    markdown = finished[0]
     assert "| wikipedia_summaries | all | CC BY-SA 3.0 | train 9,533, validation 500 |" in markdown
     assert "| tiny.tiny | train | 1 | 90 | 60.0 kB | 100 | 20,000 | 15,000 | 3.00 | 25.0% |" in markdown
 
@@ -296,15 +308,15 @@ def test_price_per_gpu_hour(name: str, configured: float, price: float) -> None:
     assert price_of(name, configured) == price
 
 
-def test_without_a_gpu_the_cost_is_not_available(tmp_path: Path) -> None:
-    markdown = pages(finished_run(tmp_path))[0]
+def test_without_a_gpu_the_cost_is_not_available(finished: tuple[str, str]) -> None:
+    markdown = finished[0]
     assert "- **Cost**: not available (no GPU was used, so no GPU price applies)" in markdown
     assert "$" not in markdown
 
 
-def test_time_of_interrupted_attempts_is_in_the_total(tmp_path: Path) -> None:
+def test_time_of_interrupted_attempts_is_in_the_total(finished: tuple[str, str]) -> None:
     """1 h base + 1 h mid + 0.5 h + 10 min sft = 2h40m of training, and 6 scores of 12.5 s."""
-    markdown = pages(finished_run(tmp_path))[0]
+    markdown = finished[0]
     assert "- **Total time**: 2h41m (2h40m of it training, 4 attempts, 1 not finished)" in markdown
     assert "| total |  | 10 | 1 | 2h41m |" in markdown
 
@@ -327,6 +339,7 @@ def test_half_finished_run_says_what_is_missing_and_which_command_builds_it(tmp_
     assert "SFT of run half: not built yet; build it with `snakemake sft`" in markdown
     assert "score mmlu of SFT, run half: not evaluated yet; build it with `snakemake results/half/scores/sft/mmlu.json`" in markdown
     assert "<code>snakemake sft</code>" in html
+    assert "| minimum validation bits per byte | not available (the stage has not finished) |" in markdown
     assert "minutes" in html  # time of the interrupted attempt is drawn
 
 

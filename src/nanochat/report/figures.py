@@ -126,6 +126,7 @@ def _finish(figure: "Figure", name: str, description: str) -> str:
 
 def inline(svg: str, name: str, description: str) -> str:
     """A standalone SVG as an element of a page: own ids, no metadata, no namespaces, no size, the page's colours."""
+    name = re.sub(r"[^A-Za-z0-9_-]", "-", name)
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = svg.replace("xlink:href", "href")

@@ -1,16 +1,18 @@
 """Results first: key figures, what is missing, the table of phases, comparison of runs, bars, samples, scores in detail."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from nanochat.config import PHASES
 from nanochat.report import figures, text
 from nanochat.report.cost import Cost, cost_of
-from nanochat.report.document import Block, Bullets, Cell, Figure, Figures, Heading, Paragraph, Samples, Section, Table, Tiles, cells
+from nanochat.report.document import Block, Bullets, Cell, Figure, Figures, Fold, Heading, Paragraph, Samples, Section, Table, Tiles, cells
 from nanochat.report.inputs import Inputs, Score
 from nanochat.report.metrics import CHATCORE, LOWER_IS_BETTER, chatcore, limits, ordered, title
 
 COLUMNS = tuple(phase.upper() for phase in PHASES)
 ABSENT = "-"
+EXAMPLES = 3  # graded answers shown per task
 
 
 def summary_section(inputs: Inputs, price: float) -> Section:
@@ -168,7 +170,7 @@ def samples_section(inputs: Inputs) -> Section:
             blocks.append(Heading(f"Run {run}"))
         prompts = dict.fromkeys(sample["prompt"] for training in phases for sample in training.samples)
         for prompt in prompts:
-            texts = [(training.phase.upper(), sample["text"]) for training in phases for sample in training.samples if sample["prompt"] == prompt]
+            texts = [(training.phase.upper(), sample["completion"]) for training in phases for sample in training.samples if sample["prompt"] == prompt]
             blocks.append(Samples(prompt, tuple(texts)))
     return Section("Samples", "samples", tuple(blocks or [Paragraph("Not available: no training stage has written `samples.json` yet.", "missing")]))
 
@@ -181,7 +183,7 @@ def scores_section(inputs: Inputs) -> Section:
         scores = inputs.run_scores(run)
         rows = [_detail(scores[phase, task]) for task in ordered({task for _, task in scores}) for phase in PHASES if (phase, task) in scores]
         if rows:
-            blocks.append(Table(headers, tuple(rows), f"Run {run}", text_columns=2))
+            blocks += [Table(headers, tuple(rows), f"Run {run}", text_columns=2), *_examples(scores)]
     return Section("Scores in detail", "scores", tuple(blocks or [Paragraph("Not available: no score was handed to this report.", "missing")]))
 
 
@@ -196,7 +198,29 @@ def _detail(score: Score) -> tuple[Cell, ...]:
         text.count(content["correct"]) if known and content.get("correct") is not None else ABSENT,
         f"{score.baseline:.3g}" if score.baseline is not None else ABSENT,
         str((content.get("settings") or {}).get("split", ABSENT)),
-        Cell(text.count(content["n"]) if content.get("n") is not None else ABSENT, "sample" if content.get("limit") else ""),
+        Cell(text.count(content["n"]) if known else ABSENT, _rows_note(content)),
         str(content.get("version", ABSENT)),
         f"{content['seconds']:.1f}" if content.get("seconds") is not None else ABSENT,
     )
+
+
+def _rows_note(content: Mapping[str, Any]) -> str:
+    notes = ["sample"] if content.get("limit") else []
+    return ", ".join([*notes, *([f"{content['prompts_cut']} cut"] if content.get("prompts_cut") else [])])
+
+
+def _examples(scores: Mapping[tuple[str, str], Score]) -> list[Block]:
+    """A few graded answers per task, of its last phase: what the numbers stand for."""
+    blocks: list[Block] = []
+    for task in ordered({task for _, task in scores}):
+        score = next(scores[phase, task] for phase in reversed(PHASES) if (phase, task) in scores)
+        samples = [
+            Samples(
+                example["question"],
+                ((f"{score.phase.upper()}, {'right' if example['right'] else 'wrong'}", example["answer"]), ("reference", example["reference"])),
+            )
+            for example in score.content.get("examples", [])[:EXAMPLES]
+        ]
+        if samples:
+            blocks.append(Fold(f"Answers to {title(task)}", tuple(samples)))
+    return blocks

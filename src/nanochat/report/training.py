@@ -19,15 +19,21 @@ TITLES = {
 # counts of a training manifest that have a name of their own; any other count is shown under its key
 COUNTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters": ("parameters", text.count),
+    "scaling_parameters": ("of them in blocks and head", text.count),
     "steps": ("steps", text.count),
-    "tokens": ("tokens seen", text.count),
     "batch_tokens": ("tokens per step", text.count),
+    "tokens": ("tokens", text.count),
+    "counted_tokens": ("tokens with loss", text.count),
+    "epochs": ("passes over the data", text.count),
     "flops_per_token": ("FLOPs per token", text.large),
     "flops": ("FLOPs", text.large),
-    "epochs": ("epochs", text.count),
+    "first_loss": ("first loss, nats per token", text.score),
+    "final_loss": ("final loss, nats per token", text.score),
+    "final_val_loss": ("final validation loss, nats per token", text.score),
     "min_val_bpb": ("minimum validation bits per byte", text.score),
     "final_val_bpb": ("final validation bits per byte", text.score),
 }
+LOGGED: dict[str, Callable[[Sequence[float]], float]] = {"min_val_bpb": min, "final_val_bpb": lambda values: values[-1]}  # also of an unfinished stage
 
 
 def training_section(inputs: Inputs, phase: str, price: float) -> Section | None:
@@ -55,11 +61,9 @@ def _state(training: Training) -> str:
 
 
 def _rows(trainings: Sequence[Training], price: float) -> tuple[tuple[Cell, ...], ...]:
-    keys = [key for key in COUNTS if any(key in training.counts for training in trainings)]
+    keys = [key for key in COUNTS if key in LOGGED or any(key in training.counts for training in trainings)]
     keys += sorted({key for training in trainings for key, value in training.counts.items() if key not in COUNTS and isinstance(value, int | float)})
     rows = [cells(COUNTS[key][0] if key in COUNTS else key.replace("_", " "), *(_count_cell(training, key) for training in trainings)) for key in keys]
-    for name, function in (("validation bits per byte, minimum", min), ("validation bits per byte, final", _last)):
-        rows.append(cells(name, *(_validation(training, function) for training in trainings)))
     rows.append(cells("tokens per second, median", *(_speed(training) for training in trainings)))
     rows.append(cells("utilisation", *(_utilisation(training) for training in trainings)))
     costs = [cost_of(training.attempts, price) for training in trainings]
@@ -74,18 +78,11 @@ def _attempt_note(attempts: int, unfinished: int) -> str:
 
 def _count_cell(training: Training, key: str) -> Cell:
     value = training.counts.get(key)
+    if value is None and key in LOGGED and (logged := training.series("val_bpb")[1]):
+        value = LOGGED[key](logged)
     if value is None:
-        return text.unavailable("the stage has not finished" if not training.finished else "not recorded")
+        return text.unavailable("not recorded" if training.finished else "the stage has not finished")
     return Cell(COUNTS[key][1](value) if key in COUNTS else text.count(value))
-
-
-def _last(values: Sequence[float]) -> float:
-    return values[-1]
-
-
-def _validation(training: Training, function: Callable[[Sequence[float]], float]) -> Cell:
-    values = training.series("val_bpb")[1]
-    return Cell(text.score(function(values))) if values else text.unavailable("no validation is logged")
 
 
 def _median(values: Sequence[float]) -> float:
@@ -127,10 +124,11 @@ def _lines(trainings: Sequence[Training], key: str) -> tuple[list[figures.Curve]
 
 
 def _hyper_parameters(trainings: Sequence[Training]) -> Block:
-    """Every resolved hyper-parameter, flattened to dotted keys; the ones of model.json where the stage resolved them."""
-    flat = [
-        flatten({**training.config, **{key: training.model[key] for key in ("architecture", "training") if key in training.model}}) for training in trainings
-    ]
+    """Every resolved hyper-parameter as dotted keys, with the shape and, for base, the plan that followed from the depth (both in model.json)."""
+    flat = []
+    for training in trainings:
+        shown = ("architecture", "training") if training.phase == "base" else ("architecture",)
+        flat.append(flatten({**training.config, **{f"model.{key}": training.model[key] for key in shown if key in training.model}}))
     keys = list(dict.fromkeys(key for values in flat for key in values))
     if not keys:
         return Paragraph("Not available: the stage has not finished.", "missing")
