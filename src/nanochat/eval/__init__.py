@@ -1,1 +1,1 @@
-"""Bits per byte, categorical and generative evaluation."""
+"""Scores: bits per byte, multiple choice by letter, free answers; Wilson intervals; the score file."""

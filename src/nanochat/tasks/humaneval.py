@@ -1,5 +1,6 @@
 """HumanEval: complete a Python function; it is graded by running its tests in the sandbox. Rows: the original fields."""
 
+import itertools
 import re
 from typing import ClassVar, Literal
 
@@ -9,10 +10,17 @@ FENCE = re.compile(r"```[ \t]*(?:python|py|Python)?[ \t]*\n(.*?)(?:```|\Z)", re.
 TIMEOUT_S = 5.0
 
 
-def code_of(answer: str) -> str:
-    """The first fenced block, to its end or to the end of a cut answer; without a fence, the whole answer."""
-    block = FENCE.search(answer)
-    return block.group(1) if block else answer
+def code_of(answer: str, entry_point: str) -> str:
+    """The first fenced block, to its end or to the end of a cut answer; without a fence, the whole answer.
+
+    An answer without a fence that does not define the function itself is its body: it ends before the first line that is
+    not indented, since a base model goes on with whatever may follow in a file.
+    """
+    if block := FENCE.search(answer):
+        return block.group(1)
+    if f"def {entry_point}(" in answer:
+        return answer
+    return "\n".join(itertools.takewhile(lambda line: not line.strip() or line[0] in " \t", answer.split("\n")))
 
 
 def program_of(row: dict[str, str], answer: str) -> str:
@@ -21,7 +29,7 @@ def program_of(row: dict[str, str], answer: str) -> str:
     A body that goes on where the prompt ends completes its function; a function written anew replaces it, because the
     prompt alone, docstring as body, is a function already.
     """
-    return "\n".join([row["prompt"].rstrip("\n"), code_of(answer).strip("\n"), row["test"], f"check({row['entry_point']})"]) + "\n"
+    return "\n".join([row["prompt"].rstrip("\n"), code_of(answer, row["entry_point"]).strip("\n"), row["test"], f"check({row['entry_point']})"]) + "\n"
 
 
 class HumanEval(RowTask):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from nanochat.errors import UserError
 from nanochat.tasks.base import Conversation, Task, check_split, exchange, read_rows
-from nanochat.tasks.draw import sample_indices
+from nanochat.tasks.draw import keyed_number, sample_indices
 from nanochat.tasks.identity_phrases import HELD_OUT_QUESTIONS, NAME_ANSWERS, TRAINED
 
 NAMED = re.compile(r"\bnanochat\b", re.IGNORECASE)
@@ -38,12 +38,25 @@ def normalized(question: str) -> str:
     return " ".join(re.sub(r"[^a-z0-9 ]", " ", question.lower().replace("'", "").replace("\u2019", "")).split())
 
 
+ANSWERS_PER_FETCHED_QUESTION = 2  # nine of ten fetched rows are "Are you X?", which would teach the model to begin with "No"
 HELD_OUT = frozenset(map(normalized, HELD_OUT_QUESTIONS))
 
 
 def own_rows() -> list[Conversation]:
     """Our own training rows: every question with every answer that fits it."""
     return [exchange(question, answer) for questions, answers in TRAINED for question in questions for answer in answers]
+
+
+def few_answers(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """At most two rows of those that begin with the same question, spread over its answers."""
+    same: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        same.setdefault(normalized(row["messages"][0]["content"]), []).append(row)
+    return [
+        found[index]
+        for question, found in same.items()
+        for index in sorted(range(len(found)), key=lambda index: keyed_number("identity", question, index))[:ANSWERS_PER_FETCHED_QUESTION]
+    ]
 
 
 def asks_held_out(row: dict[str, Any]) -> bool:
@@ -63,7 +76,7 @@ class Identity(Task):
         if split == "test":
             content = [exchange(question, NAME_ANSWERS[0]) for question in HELD_OUT_QUESTIONS]
         elif files:
-            content = [row for row in read_rows(files) if not asks_held_out(row)] + own_rows()
+            content = few_answers([row for row in read_rows(files) if not asks_held_out(row)]) + own_rows()
         else:
             raise UserError("task identity, split train: no data given; fetch identity_questions and pass its manifest")
         self.rows = [content[index] for index in sample_indices(len(content), rows, seed)]

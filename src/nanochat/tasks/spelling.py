@@ -19,6 +19,7 @@ from nanochat.tasks.draw import Draw, keyed_number
 from nanochat.tasks.gsm8k import final_number
 
 MIN_LETTERS, MAX_LETTERS = 3, 9
+SHORT_LETTERS, SHORT_PERCENT = 6, 60  # a third of the words, drawn in more than 60 of 100 rows
 TEST_SHARE = 10  # one word in ten is a test word
 DEFAULT_ROWS = {"train": 20_000, "test": 256}
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
@@ -76,6 +77,7 @@ class WordTask(Task):
         self.words = usable_words([row["word"] for row in read_rows(files)], split)
         if not self.words:
             raise UserError(f"{files[0]}: no word of {MIN_LETTERS} to {MAX_LETTERS} letters a-z for split {split}; fetch word_list again")
+        self.short = [word for word in self.words if len(word) <= SHORT_LETTERS] or self.words
         self.split, self.seed, self.count = split, seed, rows or DEFAULT_ROWS[split]
 
     def __len__(self) -> int:
@@ -87,6 +89,10 @@ class WordTask(Task):
             raise IndexError(index)
         return Draw(self.name, self.split, self.seed, index)
 
+    def word(self, draw: Draw) -> str:
+        """A word, more often a short one."""
+        return draw.choice(self.short if draw.chance(SHORT_PERCENT) else self.words)
+
 
 class SimpleSpelling(WordTask):
     """Spell a word."""
@@ -95,12 +101,12 @@ class SimpleSpelling(WordTask):
 
     def conversation(self, index: int) -> Conversation:
         draw = self.draw(index)
-        word = draw.choice(self.words)
+        word = self.word(draw)
         return exchange(draw.choice(SPELL_QUESTIONS).format(word=word), spelled(word))
 
     def grade(self, index: int, answer: str) -> bool:
         """Right if what follows the last colon of the answer's last line is the word's letters; case and spaces do not count."""
-        word = self.draw(index).choice(self.words)
+        word = self.word(self.draw(index))
         lines = answer.strip().splitlines() or [""]
         letters = lines[-1].rsplit(":", 1)[-1].strip().rstrip(".").lower()
         return [letter.strip() for letter in letters.split(",")] == list(word)
@@ -114,7 +120,7 @@ class SpellingBee(WordTask):
     def asked(self, index: int) -> tuple[str, str, str]:
         """(word, letter, question) of row `index`; the letter is one of the word's in nine of ten rows."""
         draw = self.draw(index)
-        word = draw.choice(self.words)
+        word = self.word(draw)
         letter = draw.choice(word if draw.chance(90) else ALPHABET)
         return word, letter, draw.choice(COUNT_QUESTIONS).format(word=word, letter=letter)
 
