@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanochat.model import kernels
 from nanochat.model.cache import KVCache
 from nanochat.model.config import GATE_CHANNELS, ModelConfig
 from nanochat.model.layers import Linear, rotate, rotated_norm
@@ -62,13 +63,11 @@ class FullAttention(nn.Module):
     def forward(self, x: Tensor, context: Context, value_embedding: Tensor | None = None) -> Tensor:
         """Attend from x (B, T, C); `value_embedding` (B, T, Hkv * D) is added to the values through a gate."""
         B, T, C = x.shape
-        q, k, v = self._project(x)
+        q, k, v = self._project(x, context)
         if value_embedding is not None:
             assert self.gate is not None
             strength = 3 * torch.sigmoid(self.gate(x[..., : self.gate.inputs]))  # (B, T, Hkv), about 1.5 at the start
             v = v + strength[..., None] * value_embedding.view(B, T, self.kv_heads, self.head_dim)
-        turn = rotated_norm if self.qk_norm else rotate
-        q, k = turn(q, context.cos, context.sin), turn(k, context.cos, context.sin)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
         mask = context.mask(self.window, T, x.device)
         if context.cache is not None:
@@ -78,13 +77,17 @@ class FullAttention(nn.Module):
         out: Tensor = self.output(y.transpose(1, 2).reshape(B, T, C))
         return out
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, T, H, D), keys and values (B, T, Hkv, D)."""
+    def _project(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries (B, T, H, D) and keys (B, T, Hkv, D), and values."""
         B, T, _ = x.shape
+        if context.cache is None and kernels.applies_to(x):
+            weights = self.query.weight, self.key.weight, self.value.weight
+            return kernels.projections(x, weights, context.cos, context.sin, head_dim=self.head_dim, qk_norm=self.qk_norm)
         q = self.query(x).view(B, T, self.heads, self.head_dim)
         k = self.key(x).view(B, T, self.kv_heads, self.head_dim)
         v = self.value(x).view(B, T, self.kv_heads, self.head_dim)
-        return q, k, v
+        turn = rotated_norm if self.qk_norm else rotate
+        return turn(q, context.cos, context.sin), turn(k, context.cos, context.sin), v
 
 
 ATTENTION = {"full": FullAttention}

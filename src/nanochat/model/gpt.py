@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanochat.model import kernels
 from nanochat.model.attention import ATTENTION, Context
 from nanochat.model.cache import KVCache
 from nanochat.model.config import SMEAR_CHANNELS, ModelConfig
@@ -41,6 +42,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, context: Context, value_embedding: Tensor | None = None) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
         x = x + self.attention(norm(x), context, value_embedding)
+        if kernels.applies_to(x):
+            return kernels.residual_mlp(x, self.mlp.up.weight, self.mlp.down.weight)
         y: Tensor = x + self.mlp(norm(x))
         return y
 

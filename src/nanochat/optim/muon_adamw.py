@@ -68,21 +68,25 @@ class MuonAdamW(torch.optim.Optimizer):
             return
         for parameter in parameters:
             if not self.state[parameter]:
-                self.state[parameter] = {"step": 0, "mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
-            self.state[parameter]["step"] += 1
-        (beta1, beta2), lr = group["betas"], group["lr"]
+                self.state[parameter] = {"step": torch.zeros(()), "mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        means, squares = ([self.state[parameter][key] for parameter in parameters] for key in ("mean", "square"))
-        steps = [self.state[parameter]["step"] for parameter in parameters]
-        if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
-        torch._foreach_lerp_(means, gradients, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
-        spread = torch._foreach_sqrt(squares)
-        torch._foreach_div_(spread, [math.sqrt(1 - beta2**step) for step in steps])
-        torch._foreach_add_(spread, group["eps"])
-        torch._foreach_addcdiv_(parameters, means, spread, [-lr / (1 - beta1**step) for step in steps])
+        means, squares, steps = ([self.state[parameter][key] for parameter in parameters] for key in ("mean", "square", "step"))
+        torch._foreach_add_(steps, 1)
+        torch._fused_adamw_(  # one pass over memory instead of eight
+            parameters,
+            gradients,
+            means,
+            squares,
+            [],
+            steps,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
 
     # --- Muon --------------------------------------------------------------------------------------------------------
 
