@@ -27,6 +27,7 @@ VALIDATION_FRACTION = 0.02
 SPILL_FILES = 64
 SHARD_BYTES = 50_000_000  # of text
 ROW_GROUP_ROWS = 1024
+ROW_GROUP_BYTES = 16_000_000  # of text: fewer rows where documents are long, to bound the memory of writer and reader
 MAX_DOCUMENT_CHARS = 100_000  # longer ones are cut at a paragraph, so that one file of a book is many documents
 SCHEMA_COLUMN = "text"
 
@@ -209,7 +210,8 @@ class Shards:
         self.folder, self.pattern, self.shard_bytes = folder, pattern, shard_bytes
         self.names: list[str] = []
         self.rows: list[bytes] = []
-        self.bytes = 0
+        self.bytes = 0  # of text in this shard
+        self.group_bytes = 0
         self.stack = contextlib.ExitStack()
         self.writer: Any = None
 
@@ -228,7 +230,8 @@ class Shards:
             self._open()
         self.rows.append(data)
         self.bytes += len(data)
-        if len(self.rows) == ROW_GROUP_ROWS:
+        self.group_bytes += len(data)
+        if len(self.rows) == ROW_GROUP_ROWS or self.group_bytes >= ROW_GROUP_BYTES:
             self._flush()
         if self.shard_bytes is not None and self.bytes >= self.shard_bytes:
             self._close()
@@ -251,7 +254,7 @@ class Shards:
         if self.rows:
             column = pa.array(self.rows, pa.binary()).cast(pa.string())
             self.writer.write_table(pa.table({SCHEMA_COLUMN: column}), row_group_size=ROW_GROUP_ROWS)
-            self.rows = []
+            self.rows, self.group_bytes = [], 0
 
     def _close(self) -> None:
         if self.writer is not None:
