@@ -1,0 +1,40 @@
+"""Rows for the trainer: which row stands at which position of which step, for packed text and for packed conversations.
+
+The global counter step x rows_per_step + position goes through a seeded permutation per epoch, so the order depends on
+the seed alone, not on ranks, micro-batches or interruptions.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nanochat.data.rows import RowOrder, TokenRows
+from nanochat.train.conversations import PackedRows
+from nanochat.train.update import Rows
+
+
+def next_token_pairs(rows: Rows) -> tuple[Rows, Rows]:
+    """Inputs and targets (n, T) of rows (n, T + 1), every target counted."""
+    return np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
+
+
+class TextBatches:
+    """Packed text: every token is a target."""
+
+    def __init__(self, source: TokenRows, *, rows_per_step: int, seed: int) -> None:
+        self.source, self.rows_per_step, self.order = source, rows_per_step, RowOrder(len(source), seed)
+
+    def rows(self, step: int, positions: Sequence[int]) -> tuple[Rows, Rows]:
+        """Inputs and targets at these positions of a step."""
+        return next_token_pairs(self.source.rows(self.order.at(step * self.rows_per_step + np.asarray(positions, dtype=np.int64))))
+
+
+class ConversationBatches:
+    """Packed conversations: padding, and what the loss must not count, is masked."""
+
+    def __init__(self, source: PackedRows, *, rows_per_step: int, seed: int) -> None:
+        self.source, self.rows_per_step, self.order = source, rows_per_step, RowOrder(len(source), seed)
+
+    def rows(self, step: int, positions: Sequence[int]) -> tuple[Rows, Rows]:
+        """Inputs and targets at these positions of a step."""
+        return self.source.pairs(self.order.at(step * self.rows_per_step + np.asarray(positions, dtype=np.int64)))

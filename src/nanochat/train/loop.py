@@ -1,0 +1,249 @@
+"""The training loop: updates until the plan is done, with validation, samples, log, resume state and a clean stop.
+
+It knows nothing of stages or evaluation: those come in as hooks. Killed anywhere and started again it ends with the
+same weights, since all that an update depends on is in the resume state or follows from the step number.
+"""
+
+import gc
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from nanochat.errors import Stopped, UserError
+from nanochat.optim.muon_adamw import MuonAdamW
+from nanochat.runtime import Runtime, StopRequest
+from nanochat.train.metrics import Heartbeat, MetricsFile, Progress
+from nanochat.train.resume import SLOTS, ResumeFolder
+from nanochat.train.scaling import TrainingPlan
+from nanochat.train.state import model_tensors, optimizer_tensors, restore_model, restore_optimizer
+from nanochat.train.tensorfile import read_tensors
+from nanochat.train.update import Batches, Model, Update, make_update
+
+SMOOTHING = 0.9  # of the logged loss
+COLLECT_EVERY = 5000  # updates; Python's collector is off in between, it cost pauses of 0.5 s
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Loss on held-out rows: bits per byte of text, and nats per token of text (special tokens do not count)."""
+
+    bpb: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Settings:
+    """When things happen besides updates. Counts are in updates; 0: only at the end."""
+
+    name: str
+    validate_every: int
+    sample_every: int
+    save_every_s: float
+    flops_per_token: int
+    peak_flops: float | None = None  # of all ranks together; None: not known
+
+
+@dataclass
+class Counters:
+    """Where a run stands. All but `elapsed_s` are the same in a run that was never interrupted."""
+
+    step: int = 0
+    counted_tokens: int = 0  # targets that the loss was taken on
+    skipped_steps: int = 0  # updates without any counted target
+    smoothed: float = 0.0  # sum of the exponential mean of the loss, not yet divided by its weight
+    smoothed_weight: float = 0.0
+    first_loss: float | None = None
+    final_loss: float | None = None
+    val_step: int = -1
+    val_bpb: float | None = None
+    val_loss: float | None = None
+    min_val_bpb: float | None = None
+    elapsed_s: float = 0.0  # of all attempts, what was lost in a crash excluded
+
+    @property
+    def smoothed_loss(self) -> float:
+        """Exponential mean of the loss, unbiased from the first update on."""
+        return self.smoothed / self.smoothed_weight if self.smoothed_weight else 0.0
+
+    def add(self, update: Update, seconds: float) -> None:
+        """Take one update into account."""
+        self.step += 1
+        self.elapsed_s += seconds
+        self.counted_tokens += update.counted
+        if not update.counted:
+            self.skipped_steps += 1
+            return
+        self.smoothed = SMOOTHING * self.smoothed + (1 - SMOOTHING) * update.loss
+        self.smoothed_weight = SMOOTHING * self.smoothed_weight + (1 - SMOOTHING)
+        self.first_loss = update.loss if self.first_loss is None else self.first_loss
+        self.final_loss = update.loss
+
+    def add_validation(self, validation: Validation) -> None:
+        """Take one validation into account."""
+        self.val_step, self.val_bpb, self.val_loss = self.step, validation.bpb, validation.loss
+        self.min_val_bpb = min(validation.bpb, math.inf if self.min_val_bpb is None else self.min_val_bpb)
+
+
+class Trainer:
+    """One training run on this rank. Every rank builds one; rank 0 writes."""
+
+    def __init__(
+        self,
+        model: Model,
+        optimizer: MuonAdamW,
+        plan: TrainingPlan,
+        batches: Batches,
+        runtime: Runtime,
+        *,
+        folder: Path,
+        fingerprint: str,
+        settings: Settings,
+        stop: StopRequest | None = None,
+        validate: Callable[[], Validation | None] = lambda: None,
+        sample: Callable[[Callable[[str], None]], object] = lambda say: None,
+        on_save: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`validate` is called on every rank and returns the same on each; `sample` on rank 0, with a way to print."""
+        self.model, self.optimizer, self.plan, self.batches, self.runtime = model, optimizer, plan, batches, runtime
+        self.folder, self.settings, self.stop = folder, settings, stop if stop is not None else StopRequest()
+        self.validate, self.sample, self.on_save = validate, sample, on_save
+        self.counters = Counters()
+        self.progress = Progress(settings.name, steps=plan.steps, batch_tokens=plan.batch_tokens, quiet=not runtime.is_main)
+        self.resume = ResumeFolder(folder, fingerprint, self.progress.say)
+        self.metrics: MetricsFile | None = None
+        self.heartbeat = Heartbeat(folder) if runtime.is_main else None
+        self.saved_at = time.monotonic()
+        self.saved_step = -1
+
+    def run(self) -> Counters:
+        """Train to the end of the plan. Raises Stopped, with the state saved, when asked to stop."""
+        self._load()
+        start, steps = self.counters.step, self.plan.steps
+        self.progress.begin(start)
+        self.metrics = MetricsFile(self.folder, start) if self.runtime.is_main else None
+        self._beat("train")
+        try:
+            while self.counters.step < steps:
+                self._stop_if_asked()
+                self._update()
+                if self.counters.step == start + 1:
+                    gc.collect()
+                    gc.freeze()
+                    gc.disable()
+                elif self.counters.step % COLLECT_EVERY == 0:
+                    gc.collect()
+                self._between_updates()
+            if self.counters.val_step != steps:
+                self._validate()
+        finally:
+            gc.enable()
+            gc.unfreeze()
+            self.progress.close()
+            if self.metrics is not None:
+                self.metrics.close()
+        self._beat("finish")
+        return self.counters
+
+    # --- one update and what follows it ------------------------------------------------------------------------------
+
+    def _update(self) -> None:
+        started = time.monotonic()
+        step = self.counters.step
+        try:
+            update = make_update(self.model, self.optimizer, self.plan, self.batches, self.runtime, step)
+        except FloatingPointError as error:
+            kept = f"the state of step {self.saved_step} is kept in {self.resume.folder}" if self.saved_step >= 0 else "no earlier state was saved"
+            raise UserError(f"step {step + 1}: {error}; nothing was updated and {kept}; lower the learning rates and start again") from None
+        seconds = time.monotonic() - started
+        self.counters.add(update, seconds)
+        if update.counted:
+            what = f"loss {update.loss:.4f}, lr x{update.lr_multiplier:.3f}, grad norm {update.grad_norm:.3f}"
+        else:
+            what = "skipped: no target to learn from"
+        self.progress.update(self.counters.step, seconds, what)
+        if update.counted and self.metrics is not None:
+            self.metrics.write(**self._line(update, seconds))
+        self._beat("train")
+
+    def _line(self, update: Update, seconds: float) -> dict[str, float]:
+        """What metrics.jsonl says of an update."""
+        step, tokens_per_s, flops_per_token = self.counters.step, self.plan.batch_tokens / seconds, self.settings.flops_per_token
+        line = {
+            "step": step,
+            "loss": update.loss,
+            "smoothed_loss": self.counters.smoothed_loss,
+            "lr_multiplier": update.lr_multiplier,
+            "grad_norm": update.grad_norm,
+            "tokens": step * self.plan.batch_tokens,
+            "flops": step * self.plan.batch_tokens * flops_per_token,
+            "elapsed_s": round(self.counters.elapsed_s, 3),
+            "tokens_per_s": round(tokens_per_s, 1),
+        }
+        if self.settings.peak_flops:
+            line["utilisation"] = round(tokens_per_s * flops_per_token / self.settings.peak_flops, 4)
+        return line
+
+    def _between_updates(self) -> None:
+        step, settings = self.counters.step, self.settings
+        if step < self.plan.steps:
+            if settings.validate_every and step % settings.validate_every == 0:
+                self._validate()
+            if settings.sample_every and step % settings.sample_every == 0 and self.runtime.is_main:
+                self.sample(self.progress.say)
+            if self.runtime.is_main and time.monotonic() - self.saved_at >= settings.save_every_s:
+                self.save()
+
+    def _validate(self) -> None:
+        self._beat("validate")
+        validation = self.validate()
+        if validation is None:
+            return
+        self.counters.add_validation(validation)
+        if self.metrics is not None:
+            self.metrics.write(step=self.counters.step, val_bpb=validation.bpb, val_loss=validation.loss)
+        self.progress.say(f"step {self.counters.step}: validation {validation.bpb:.4f} bits per byte, loss {validation.loss:.4f}")
+
+    def _beat(self, phase: str) -> None:
+        if self.heartbeat is not None:
+            step, progress = self.counters.step, self.progress
+            self.heartbeat.beat(phase, step=step, steps=self.plan.steps, tokens_per_s=progress.tokens_per_s, eta_s=progress.eta_s(step))
+
+    # --- resume state ------------------------------------------------------------------------------------------------
+
+    def _stop_if_asked(self) -> None:
+        if not self.runtime.any_rank(bool(self.stop)):
+            return
+        reason = self.stop.reason or "another rank was asked to"
+        if self.runtime.is_main:
+            self.save()
+        self.runtime.barrier()
+        raise Stopped(f"stopped ({reason}) at step {self.counters.step} of {self.plan.steps}, state saved; run the same command again to go on")
+
+    def save(self) -> None:
+        """Write the resume state. Rank 0 only: weights and optimizer are equal on all ranks."""
+        if self.saved_step == self.counters.step:
+            return
+        self._beat("save")
+        self.resume.save(asdict(self.counters), {**model_tensors(self.model), **optimizer_tensors(self.model, self.optimizer)})
+        self.saved_at, self.saved_step = time.monotonic(), self.counters.step
+        self.on_save()
+
+    def _load(self) -> None:
+        """Go on from the newest slot, which rank 0 chooses."""
+        newest = self.resume.newest() if self.runtime.is_main else None
+        mine = torch.tensor(1 + SLOTS.index(newest.name) if newest else 0, device=self.runtime.device)
+        chosen = int(self.runtime.all_reduce(mine, "max"))
+        if not chosen:
+            return
+        slot = self.resume.described(SLOTS[chosen - 1])
+        assert slot is not None, "rank 0 has just read it"
+        tensors = read_tensors(slot.tensors)
+        restore_model(self.model, tensors)
+        restore_optimizer(self.model, self.optimizer, tensors)
+        self.counters = Counters(**slot.counters)
+        self.saved_step = self.counters.step
+        self.progress.say(f"resumed at step {self.counters.step} of {self.plan.steps}")

@@ -1,0 +1,139 @@
+"""One optimizer update, exactly: micro-batches summed, divided by the counted targets of the whole step on all ranks.
+
+So eight micro-batches of one row and one of eight rows are the same update up to rounding, a micro-batch without any
+counted target is harmless, and a token weighs the same wherever it stands.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nanochat.optim.muon_adamw import MuonAdamW, gradient_norm
+from nanochat.runtime import Runtime
+from nanochat.train.scaling import TrainingPlan
+from nanochat.train.schedule import lr_multiplier, momentum_at, weight_decay_multiplier
+
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class Model(Protocol):
+    """What a trainer needs of a model."""
+
+    def loss(self, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(summed cross entropy in nats, number of targets other than -1)."""
+        ...
+
+    def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """(name, parameter) pairs by group."""
+        ...
+
+
+class Batches(Protocol):
+    """Rows of training data, addressed by step and by position within the step, so that ranks never change what is seen."""
+
+    def rows(self, step: int, positions: Sequence[int]) -> tuple[Rows, Rows]:
+        """Inputs and targets (n, T) at these positions of a step; a target of -1 is not counted."""
+        ...
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one update was."""
+
+    loss: float  # nats per counted target; 0 where `counted` is 0
+    grad_norm: float  # before clipping
+    counted: int
+    lr_multiplier: float
+
+
+def build_optimizer(model: Model, plan: TrainingPlan, runtime: Runtime) -> MuonAdamW:
+    """The optimizer of `plan`: one group per parameter group of the model that is not empty."""
+    groups = [{"name": name, "params": [parameter for _, parameter in pairs], **plan.groups[name]} for name, pairs in model.parameter_groups().items() if pairs]
+    return MuonAdamW(groups, rank=runtime.rank, world_size=runtime.world_size)
+
+
+def set_rates(optimizer: MuonAdamW, plan: TrainingPlan, step: int) -> float:
+    """Give every group its rate, decay and momentum for update `step`; returns the multiplier of the learning rates."""
+    multiplier = lr_multiplier(
+        step,
+        total_steps=plan.steps,
+        warmup_steps=plan.warmup_steps,
+        warmdown_fraction=plan.warmdown_fraction,
+        final_fraction=plan.final_lr_fraction,
+    )
+    momentum = momentum_at(
+        step,
+        total_steps=plan.steps,
+        start=plan.momentum_start,
+        peak=plan.momentum_peak,
+        final=plan.momentum_final,
+        warmup_steps=plan.momentum_warmup_steps,
+        warmdown_fraction=plan.warmdown_fraction,
+    )
+    decay = weight_decay_multiplier(step, total_steps=plan.steps, schedule=plan.weight_decay_schedule)
+    for group in optimizer.param_groups:
+        peak = plan.groups[group["name"]]
+        group["lr"] = peak["lr"] * multiplier
+        if group["kind"] == "muon":  # AdamW's decay is constant in the published settings
+            group["weight_decay"] = peak["weight_decay"] * decay
+            group["momentum"] = momentum
+    return multiplier
+
+
+def positions_of(plan: TrainingPlan, rank: int) -> list[list[int]]:
+    """Positions within a step that `rank` sees, one list per micro-batch: ranks share a step in contiguous pieces."""
+    mine = plan.rows_per_step // plan.ranks
+    first = rank * mine
+    return [list(range(start, start + plan.micro_batch_rows)) for start in range(first, first + mine, plan.micro_batch_rows)]
+
+
+def parameters_of(optimizer: MuonAdamW) -> list[Tensor]:
+    """Every parameter, in the optimizer's order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def clip(parameters: Sequence[Tensor], norm: float, limit: float) -> None:
+    """Scale gradients down to `limit` if their norm is above it; call it when gradients are equal on all ranks."""
+    if limit and norm > limit:
+        torch._foreach_mul_([parameter.grad for parameter in parameters if parameter.grad is not None], limit / norm)
+
+
+def make_update(model: Model, optimizer: MuonAdamW, plan: TrainingPlan, batches: Batches, runtime: Runtime, step: int) -> Update:
+    """Update number `step`, from 0. A step without counted targets changes nothing.
+
+    Raises FloatingPointError, with nothing changed, if the loss or a gradient is not finite.
+    """
+    multiplier = set_rates(optimizer, plan, step)
+    micro_batches = [batches.rows(step, positions) for positions in positions_of(plan, runtime.rank)]
+    local = sum(int((targets >= 0).sum()) for _, targets in micro_batches)
+    counted = int(runtime.all_reduce(torch.tensor(local, device=runtime.device)))
+    if not counted:
+        return Update(0.0, 0.0, 0, multiplier)
+    optimizer.zero_grad(set_to_none=True)
+    sums = []
+    for ids, targets in micro_batches:
+        summed, _ = model.loss(to_device(ids, runtime), to_device(targets, runtime))
+        (summed / counted).backward()  # type: ignore[no-untyped-call]
+        sums.append(summed.detach())
+    loss = float(runtime.all_reduce(torch.stack(sums).sum())) / counted
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"loss is {loss}")
+    parameters = parameters_of(optimizer)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            runtime.all_reduce(parameter.grad)
+    norm = gradient_norm(parameters)
+    clip(parameters, norm, plan.grad_clip)
+    optimizer.step()
+    return Update(loss, norm, counted, multiplier)
+
+
+def to_device(rows: Rows, runtime: Runtime) -> Tensor:
+    """Rows (n, T) as a tensor where the model is; the copy overlaps with the CPU's work on a GPU."""
+    tensor = torch.from_numpy(rows)
+    return tensor.pin_memory().to(runtime.device, non_blocking=True) if runtime.device.type == "cuda" else tensor.to(runtime.device)
