@@ -1,6 +1,7 @@
 """Tokenizer, conversation rendering and the comparison with reference vocabularies."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,22 @@ def test_ids_equal_those_of_the_trainer() -> None:
 def test_training_is_reproducible_and_independent_of_how_many_merges_follow() -> None:
     assert train_tokenizer(iter(CORPUS), VOCAB_SIZE) == CONTENT
     assert train_tokenizer(CORPUS, 400)["ranks"] == CONTENT["ranks"][: 400 - 9]
+
+
+def test_merges_that_spell_the_same_bytes_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tiktoken knows tokens by their bytes: a second merge with the same bytes could never be produced."""
+
+    class Repeating:
+        def train_from_iterator(self, texts: Iterator[str], vocab_size: int, pattern: str) -> None:
+            assert list(texts) == ["abc"] and vocab_size > 259
+
+        def get_mergeable_ranks(self) -> list[tuple[list[int], int]]:
+            merges = [[97, 98], [98, 99], [97, 98, 99], [97, 98, 99], [99, 97]]
+            return [([value], value) for value in range(256)] + [(merge, 256 + index) for index, merge in enumerate(merges)]
+
+    monkeypatch.setattr(rustbpe, "Tokenizer", Repeating)
+    tokenizer = Tokenizer.from_json(train_tokenizer(["abc"], 260 + 9))
+    assert [tokenizer.decode([token]) for token in range(256, 260)] == ["ab", "bc", "abc", "ca"]
 
 
 def test_numbers_split_into_groups_of_at_most_two_digits() -> None:

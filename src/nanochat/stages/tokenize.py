@@ -16,6 +16,7 @@ by hand: nanochat tokenize --config '{"sequence_len": 512, "split": "train"}' --
 import functools
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from argparse import Namespace
@@ -118,7 +119,7 @@ def _encode(files: list[Path], tokenizer_manifest: Path, dtype: str, workers: in
         yield from (encode_row_group(*task) for task in tasks)
         return
     # spawn: a fork would copy the locks of pyarrow's threads in whatever state they are
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_die_with_parent) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_follow_parent) as pool:
         pending: deque[Future[Encoded]] = deque()
         try:
             for task in tasks:
@@ -146,8 +147,9 @@ def _tokenizer(manifest: Path) -> Tokenizer:
     return Tokenizer.load(manifest)
 
 
-def _die_with_parent() -> None:
-    """In a worker: end when the stage is killed, instead of waiting for tasks for ever."""
+def _follow_parent() -> None:
+    """In a worker: leave ctrl-C to the stage, and end when the stage is killed instead of waiting for tasks for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
