@@ -112,7 +112,7 @@ def pages(files: dict[str, list[Path]], config: Report | None = None) -> tuple[s
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """(markdown, html) of one finished run, for tests that only look."""
     return pages(finished_run(tmp_path_factory.mktemp("finished")))
 
@@ -169,15 +169,15 @@ def checked(html: str) -> Checker:
 # --- the page itself -------------------------------------------------------------------------------------------------
 
 
-def test_html_is_well_formed_and_ids_are_unique_and_links_resolve(finished: tuple[str, str]) -> None:
-    page = checked(finished[1])
+def test_html_is_well_formed_and_ids_are_unique_and_links_resolve(rendered: tuple[str, str]) -> None:
+    page = checked(rendered[1])
     assert page.problems == [] and page.open == []
     assert len(page.ids) == len(set(page.ids))
     assert page.fragments and all(link.startswith("#") and link[1:] in page.ids for link in page.fragments)
 
 
-def test_html_makes_no_request_and_runs_no_script(finished: tuple[str, str]) -> None:
-    html = finished[1]
+def test_html_makes_no_request_and_runs_no_script(rendered: tuple[str, str]) -> None:
+    html = rendered[1]
     page = checked(html)
     assert not {"script", "iframe", "object", "embed", "img", "link", "form"} & set(page.tags)
     assert "http:" not in html and "https:" not in html and "@import" not in html
@@ -194,8 +194,8 @@ def test_same_files_give_the_same_bytes(tmp_path: Path) -> None:
     assert pages(files) == pages(files)
 
 
-def test_text_from_models_is_shown_and_never_interpreted(finished: tuple[str, str]) -> None:
-    markdown, html = finished
+def test_text_from_models_is_shown_and_never_interpreted(rendered: tuple[str, str]) -> None:
+    markdown, html = rendered
     assert "&lt;b&gt;sft&lt;/b&gt; | `Paris`" in html
     assert "````text\n<b>sft</b> | ``` x\n````" in render.markdown(Document("t", "", (Section("s", "s", (Samples("p", (("SFT", "<b>sft</b> | ``` x"),)),)),)))
     assert "```text\n<b>sft</b> | `Paris`\n```" in markdown
@@ -209,8 +209,8 @@ def test_markup_in_names_is_escaped_in_both_formats() -> None:
     assert "x\\|y (\\<i>)" in markdown and "\\<script> \\*x\\* `a < b`" in markdown
 
 
-def test_markdown_tables_have_one_line_per_row_and_equal_columns(finished: tuple[str, str]) -> None:
-    markdown = finished[0]
+def test_markdown_tables_have_one_line_per_row_and_equal_columns(rendered: tuple[str, str]) -> None:
+    markdown = rendered[0]
     tables = [block.splitlines() for block in markdown.split("\n\n") if block.startswith("|")]
     assert len(tables) > 5
     for table in tables:
@@ -221,8 +221,8 @@ def test_markdown_tables_have_one_line_per_row_and_equal_columns(finished: tuple
 # --- the numbers -----------------------------------------------------------------------------------------------------
 
 
-def test_summary_table_holds_the_scores_of_the_files_and_a_dash_elsewhere(finished: tuple[str, str]) -> None:
-    rows = summary_rows(finished[0])
+def test_summary_table_holds_the_scores_of_the_files_and_a_dash_elsewhere(rendered: tuple[str, str]) -> None:
+    rows = summary_rows(rendered[0])
     assert rows["ARC-Easy"] == ["-", "-", "0.4000 (0.370-0.440)", "-"]
     assert rows["bits per byte (lower is better)"] == ["1.7312", "-", "-", "-"]
     assert next(iter(rows)).startswith("bits per byte") and list(rows)[-1] == "ChatCORE-6"
@@ -250,8 +250,8 @@ def test_unavailable_score_is_named_with_its_reason_and_never_zero(tmp_path: Pat
     assert "no sandbox on this machine" in html
 
 
-def test_graded_answers_are_shown(finished: tuple[str, str]) -> None:
-    html = finished[1]
+def test_graded_answers_are_shown(rendered: tuple[str, str]) -> None:
+    html = rendered[1]
     assert "<summary>Answers to MMLU</summary>" in html and "2 &lt; 3?" in html and "SFT, wrong" in html
 
 
@@ -262,8 +262,8 @@ def test_sampled_rows_are_said_beside_the_numbers(tmp_path: Path) -> None:
     assert "MMLU: a sample of 200 rows" in pages(files)[0]
 
 
-def test_minimum_and_final_validation_come_from_the_metrics(finished: tuple[str, str]) -> None:
-    markdown = finished[0]
+def test_minimum_and_final_validation_come_from_the_metrics(rendered: tuple[str, str]) -> None:
+    markdown = rendered[0]
     final = text.score(2.0 + 1 / 41)
     assert f"| minimum validation bits per byte | {final} |" in markdown
     assert "| parameters | 12,345,678 |" in markdown and "| steps | 40 |" in markdown and "| tokens per second, median | 1,000 |" in markdown
@@ -277,8 +277,8 @@ def test_logged_again_after_a_resume_a_step_counts_once(tmp_path: Path) -> None:
     assert steps == (0.0, 20.0, 40.0) and values[-1] == 1.5
 
 
-def test_licence_rows_and_cropped_share_are_shown(finished: tuple[str, str]) -> None:
-    markdown = finished[0]
+def test_licence_rows_and_cropped_share_are_shown(rendered: tuple[str, str]) -> None:
+    markdown = rendered[0]
     assert "| wikipedia_summaries | all | CC BY-SA 3.0 | train 9,533, validation 500 |" in markdown
     assert "| tiny.tiny | train | 1 | 90 | 60.0 kB | 100 | 20,000 | 15,000 | 3.00 | 25.0% |" in markdown
 
@@ -308,15 +308,15 @@ def test_price_per_gpu_hour(name: str, configured: float, price: float) -> None:
     assert price_of(name, configured) == price
 
 
-def test_without_a_gpu_the_cost_is_not_available(finished: tuple[str, str]) -> None:
-    markdown = finished[0]
+def test_without_a_gpu_the_cost_is_not_available(rendered: tuple[str, str]) -> None:
+    markdown = rendered[0]
     assert "- **Cost**: not available (no GPU was used, so no GPU price applies)" in markdown
     assert "$" not in markdown
 
 
-def test_time_of_interrupted_attempts_is_in_the_total(finished: tuple[str, str]) -> None:
+def test_time_of_interrupted_attempts_is_in_the_total(rendered: tuple[str, str]) -> None:
     """1 h base + 1 h mid + 0.5 h + 10 min sft = 2h40m of training, and 6 scores of 12.5 s."""
-    markdown = finished[0]
+    markdown = rendered[0]
     assert "- **Total time**: 2h41m (2h40m of it training, 4 attempts, 1 not finished)" in markdown
     assert "| total |  | 10 | 1 | 2h41m |" in markdown
 
@@ -335,10 +335,10 @@ def test_half_finished_run_says_what_is_missing_and_which_command_builds_it(tmp_
     files["run_manifests"] = [unfinished, tmp_path / "results/half/chat_sft/manifest.json"]
     files["scores"] = [Path("results/half/scores/sft/mmlu.json")]
     markdown, html = pages(files)
-    assert "BASE of run half: not finished (last logged step: " in markdown and "`snakemake base`" in markdown
-    assert "SFT of run half: not built yet; build it with `snakemake sft`" in markdown
-    assert "score mmlu of SFT, run half: not evaluated yet; build it with `snakemake results/half/scores/sft/mmlu.json`" in markdown
-    assert "<code>snakemake sft</code>" in html
+    assert "BASE of run half: not finished (last logged step: " in markdown and "`snakemake --cores all base`" in markdown
+    assert "SFT of run half: not built yet; build it with `snakemake --cores all sft`" in markdown
+    assert "score mmlu of SFT, run half: not evaluated yet; build it with `snakemake --cores all results/half/scores/sft/mmlu.json`" in markdown
+    assert "<code>snakemake --cores all sft</code>" in html
     assert "| minimum validation bits per byte | not available (the stage has not finished) |" in markdown
     assert "minutes" in html  # time of the interrupted attempt is drawn
 

@@ -8,19 +8,21 @@ from nanochat.report import figures, graph, text
 from nanochat.report.cost import cost_of, price_of
 from nanochat.report.document import Block, Bullets, Cell, Facts, Figure, Figures, Fold, Heading, Paragraph, Section, Table, cells
 from nanochat.report.inputs import PHASE_OF_STAGE as TRAINING_STAGES
-from nanochat.report.inputs import Inputs, Training
+from nanochat.report.inputs import Artifact, Inputs, Training
 from nanochat.report.summary import money_cell, total_cost, total_seconds
 
 
 def environment_section(inputs: Inputs, price: float) -> Section:
     """git, hardware, software, size of the code, time and cost per stage."""
-    attempts = [(training, attempt) for training in inputs.trainings for attempt in training.attempts]
+    attempts: list[tuple[Artifact, dict[str, Any]]] = [(training, attempt) for training in inputs.trainings for attempt in training.attempts] or [
+        (item, attempt) for item in (*inputs.tokens, *inputs.tokenizers, *inputs.sources) for attempt in item.attempts
+    ]
     blocks: list[Block] = []
     if attempts:
         rows = [(name, _distinct(attempts, read)) for name, read in ENVIRONMENT]
         blocks.append(Facts((*rows, ("code", _code_size()), ("price per GPU and hour", _price(attempts, price)))))
     else:
-        blocks.append(Paragraph("Not available: no training stage has started, so no machine is recorded.", "missing"))
+        blocks.append(Paragraph("Not available: no stage has started, so no machine is recorded.", "missing"))
     blocks += [Heading("Time and cost"), _time_table(inputs, price)]
     if drawn := _time_figure(inputs):
         blocks.append(Figures((drawn,)))
@@ -60,12 +62,12 @@ ENVIRONMENT: tuple[tuple[str, Callable[[Mapping[str, Any]], str | None]], ...] =
 )
 
 
-def _distinct(attempts: list[tuple[Training, dict[str, Any]]], read: Callable[[Mapping[str, Any]], str | None]) -> Cell:
+def _distinct(attempts: list[tuple[Artifact, dict[str, Any]]], read: Callable[[Mapping[str, Any]], str | None]) -> Cell:
     """The value that every attempt agrees on, or every value with the stages it holds for."""
     values: dict[str, list[str]] = {}
-    for training, attempt in attempts:
+    for item, attempt in attempts:
         if (value := read(attempt)) is not None:
-            values.setdefault(value, []).append(f"{training.run}/{training.stage}")
+            values.setdefault(value, []).append(f"{item.run}/{item.stage}" if isinstance(item, Training) else item.stage)
     if not values:
         return text.unavailable("not recorded")
     if len(values) == 1:
@@ -73,7 +75,7 @@ def _distinct(attempts: list[tuple[Training, dict[str, Any]]], read: Callable[[M
     return Cell("; ".join(f"{value} ({text.listed(list(dict.fromkeys(stages)), 4)})" for value, stages in values.items()))
 
 
-def _price(attempts: list[tuple[Training, dict[str, Any]]], configured: float) -> Cell:
+def _price(attempts: list[tuple[Artifact, dict[str, Any]]], configured: float) -> Cell:
     devices = list(dict.fromkeys(str(attempt.get("device_name", "GPU")) for _, attempt in attempts if attempt.get("device") == "cuda"))
     if not devices:
         return text.unavailable("no GPU was used, so no GPU price applies")

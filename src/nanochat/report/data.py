@@ -87,8 +87,10 @@ def tokenizer_section(inputs: Inputs) -> Section:
         if len(inputs.tokenizers) > 1:
             blocks.append(Heading(f"Tokenizer {name}"))
         facts = [(key.replace("_", " "), Cell(text.count(value))) for key, value in item.counts.items() if isinstance(value, int | float)]
-        lengths = evaluation.get("token_bytes", {})
-        facts += [(f"bytes per entry, {key}", Cell(f"{value:.4g}")) for key, value in lengths.items()]
+        if lengths := evaluation.get("token_bytes"):
+            facts.append(
+                ("bytes per entry", Cell(f"{lengths['min']} to {lengths['max']}", f"mean {lengths['mean']:.2f}, standard deviation {lengths['std']:.2f}"))
+            )
         if attempts := item.attempts:
             facts.append(("wall time", Cell(text.duration(cost_of(attempts).wall_s))))
         blocks += [Facts(tuple(facts)), *_compression(name, evaluation)]
@@ -97,12 +99,12 @@ def tokenizer_section(inputs: Inputs) -> Section:
 
 def _compression(name: str, evaluation: dict[str, Any]) -> list[Block]:
     """One table per reference vocabulary: the same texts, in how many tokens."""
-    references = [reference for reference in evaluation.get("vocab_size", {}) if reference != "ours"]
+    references = sorted((name for name in evaluation.get("vocab_size", {}) if name != "ours"), key=[*REFERENCES].index)
     if not references:
         return [Paragraph(f"Comparison with GPT-2 and GPT-4: not available, tokenizer {name} was made without reference vocabularies.", "missing")]
     blocks: list[Block] = [Paragraph("The same texts in tokens. Positive differences mean that ours needs fewer tokens.")]
     for reference in references:
-        title = REFERENCES.get(reference, reference)
+        title = REFERENCES[reference]
         headers = ("Text", "Bytes", f"{title} tokens", f"{title} bytes per token", "Ours tokens", "Ours bytes per token", "Difference")
         rows = [
             cells(

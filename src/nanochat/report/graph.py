@@ -8,7 +8,7 @@ from nanochat.config import PHASES, STAGE_OF_PHASE
 from nanochat.report.inputs import Artifact, Inputs, Score, Training
 
 COLUMNS = ("sources", "tokenizer", "tokens", "BASE", "MID", "SFT", "RL", "scores")
-WIDTH, HEIGHT, GAP_X, GAP_Y, TOP = 132, 38, 36, 10, 26  # of a node, between nodes, and above the first; in SVG units
+WIDTH, HEIGHT, GAP_X, GAP_Y, TOP = 142, 38, 36, 10, 26  # of a node, between nodes, and above the first; in SVG units
 TITLE_CHARS = 19
 
 
@@ -102,7 +102,7 @@ def _node(key: str, items: list[Artifact]) -> Node:
 def _unexplained(inputs: Inputs, item: Artifact, name: str, digest: str) -> str:
     who = f"{item.stage} {item.run if isinstance(item, Training) else item.path.parent.name}"
     if name == "model" and isinstance(item, Training):
-        return f"{who}: built from another parent model than the one shown ({digest[:12]}); run `snakemake` to bring it up to date"
+        return f"{who}: built from another parent model than the one shown ({digest[:12]}); run `snakemake --cores all` to bring it up to date"
     return f"{who}: its input {name} ({digest[:12]}) is not among the files of this report" if not inputs.missing else ""
 
 
@@ -125,7 +125,8 @@ def svg(graph: Graph) -> str:
     ]
     width = max(1, len(used)) * (WIDTH + GAP_X) - GAP_X
     label = f"Provenance: {len(graph.nodes)} groups of files and {len(graph.edges)} connections"
-    return f'<svg class="graph" viewBox="-1 -1 {width + 2} {total_height + 2:g}" role="img" aria-label="{label}">{"".join(pieces)}</svg>'
+    size = f"max-width:{1.1 * width:g}px;min-width:{0.8 * width:g}px"  # legible on a phone, where it scrolls
+    return f'<svg class="graph" style="{size}" viewBox="-1 -1 {width + 2} {total_height + 2:g}" role="img" aria-label="{label}">{"".join(pieces)}</svg>'
 
 
 def _edge(start: tuple[float, float], end: tuple[float, float]) -> str:

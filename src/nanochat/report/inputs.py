@@ -136,7 +136,7 @@ def read_inputs(
     trainings = [training for path in run_manifests if not runs or _run_of(path) in runs for training in [_training(path, missing)]]
     read_scores = [score for path in scores if not runs or _score_place(path)[0] in runs for score in [_score(path, missing)] if score]
     known = {training.run for training in trainings}
-    missing += [Missing(f"run {run}", "no manifest of it was handed to this report", "snakemake") for run in runs if run not in known]
+    missing += [Missing(f"run {run}", "no manifest of it was handed to this report", "snakemake --cores all") for run in runs if run not in known]
     read_tokenizers = _artifacts(tokenizers, "tokenizer", missing)
     return Inputs(
         trainings=tuple(trainings),
@@ -151,7 +151,7 @@ def read_inputs(
 
 def command_for(path: Path) -> str:
     """The command that builds a file of the workflow."""
-    return f"snakemake {path.as_posix()}"
+    return f"snakemake --cores all {path.as_posix()}"
 
 
 def _run_of(path: Path) -> str:
@@ -198,7 +198,7 @@ def _training(path: Path, missing: list[Missing]) -> Training:
     metrics = _metrics(path.parent / "metrics.jsonl")
     if not item.finished:
         started = f"not finished (last logged step: {metrics[-1].get('step', 'none')})" if metrics else "not built yet"
-        missing.append(Missing(f"{PHASE_OF_STAGE[stage].upper()} of run {run}", started, f"snakemake {PHASE_OF_STAGE[stage]}"))
+        missing.append(Missing(f"{PHASE_OF_STAGE[stage].upper()} of run {run}", started, f"snakemake --cores all {PHASE_OF_STAGE[stage]}"))
     return Training(
         path,
         stage,

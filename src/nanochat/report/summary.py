@@ -24,7 +24,9 @@ def summary_section(inputs: Inputs, price: float) -> Section:
         scores = inputs.run_scores(run)
         if len(inputs.runs) > 1:
             blocks.append(Heading(f"Run {run}"))
-        blocks += [phase_table(scores), *_remarks(scores)]
+        blocks += (
+            [phase_table(scores), *_remarks(scores)] if scores else [Paragraph(f"Scores: not available, nothing of run {run} has been evaluated.", "missing")]
+        )
         if drawn := bar_figure(run, scores):
             blocks.append(Figures((drawn,)))
     if len(inputs.runs) > 1:
@@ -38,7 +40,7 @@ def phase_table(scores: Mapping[tuple[str, str], Score]) -> Table:
     """| Metric | BASE | MID | SFT | RL | with "-" where a phase has no such score."""
     tasks = ordered({task for _, task in scores})
     rows = [cells(_metric_name(task), *(score_cell(scores.get((phase, task))) for phase in PHASES)) for task in tasks]
-    for name in CHATCORE if scores else ():
+    for name in CHATCORE:
         values = [chatcore(name, of_phase(scores, phase)).value for phase in PHASES]
         rows.append(cells(name, *(ABSENT if value is None else text.score(value) for value in values)))
     return Table(("Metric", *COLUMNS), tuple(rows))
@@ -111,7 +113,7 @@ def _tiles(inputs: Inputs, price: float) -> Tiles:
     for run, phase in last[:1]:
         value = chatcore("ChatCORE-5", of_phase(inputs.run_scores(run), phase))
         tiles.append(("ChatCORE-5", text.unavailable(value.why) if value.value is None else Cell(text.score(value.value), f"{phase.upper()}, run {run}")))
-    note = f"{text.duration(total.wall_s)} of it training, {total.attempts} attempts, {total.unfinished} not finished"
+    note = f"{text.duration(total.wall_s)} of it training, {total.attempts} attempts, {total.unfinished} not finished" if total.attempts else "no training yet"
     tiles.append(("Total time", Cell(text.duration(total_seconds(inputs)), note)))
     tiles.append(("Cost", money_cell(total)))
     return Tiles(tuple(tiles))
@@ -184,7 +186,7 @@ def scores_section(inputs: Inputs) -> Section:
         rows = [_detail(scores[phase, task]) for task in ordered({task for _, task in scores}) for phase in PHASES if (phase, task) in scores]
         if rows:
             blocks += [Table(headers, tuple(rows), f"Run {run}", text_columns=2), *_examples(scores)]
-    return Section("Scores in detail", "scores", tuple(blocks or [Paragraph("Not available: no score was handed to this report.", "missing")]))
+    return Section("Scores in detail", "scores", tuple(blocks or [Paragraph("Not available: nothing has been evaluated.", "missing")]))
 
 
 def _detail(score: Score) -> tuple[Cell, ...]:

@@ -53,8 +53,8 @@ def money(amount: float) -> str:
 
 
 def percent(fraction: float) -> str:
-    """12.3%"""
-    return f"{100 * fraction:.1f}%"
+    """12.3%, or 0.0017%: a small share is not none."""
+    return f"{100 * fraction:.2g}%" if 0 < fraction < 0.001 else f"{100 * fraction:.1f}%"
 
 
 def score(value: float) -> str:

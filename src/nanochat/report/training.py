@@ -5,7 +5,7 @@ from typing import Any
 
 from nanochat.artifacts import canonical_json
 from nanochat.report import figures, text
-from nanochat.report.cost import cost_of, wall_seconds
+from nanochat.report.cost import Cost, cost_of, wall_seconds
 from nanochat.report.document import Block, Bullets, Cell, Figure, Figures, Fold, Paragraph, Section, Table, cells
 from nanochat.report.inputs import Inputs, Training
 from nanochat.report.summary import money_cell
@@ -43,8 +43,13 @@ def training_section(inputs: Inputs, phase: str, price: float) -> Section | None
         return None
     title, stage = TITLES[phase]
     blocks: list[Block] = [
-        Paragraph(f"Run {training.run}: {_state(training)}; build it with `snakemake {phase}`.", "missing") for training in trainings if not training.finished
+        Paragraph(f"Run {training.run}: {_state(training)}; build it with `snakemake --cores all {phase}`.", "missing")
+        for training in trainings
+        if not training.finished
     ]
+    trainings = [training for training in trainings if training.finished or training.attempts or training.metrics]
+    if not trainings:
+        return Section(title, phase, tuple(blocks))
     blocks.append(Table(("", *(training.run for training in trainings)), _rows(trainings, price)))
     drawn = curve_figures(trainings, phase)
     blocks += [Figures(tuple(drawn))] if drawn else [Paragraph("Curves: not available, since no step has been logged.", "missing")]
@@ -67,13 +72,16 @@ def _rows(trainings: Sequence[Training], price: float) -> tuple[tuple[Cell, ...]
     rows.append(cells("tokens per second, median", *(_speed(training) for training in trainings)))
     rows.append(cells("utilisation", *(_utilisation(training) for training in trainings)))
     costs = [cost_of(training.attempts, price) for training in trainings]
-    rows.append(cells("wall time, all attempts", *(Cell(text.duration(c.wall_s), _attempt_note(c.attempts, c.unfinished)) for c in costs)))
+    rows.append(cells("wall time, all attempts", *(_wall_time(cost) for cost in costs)))
     rows.append(cells("cost", *(money_cell(cost) for cost in costs)))
     return tuple(rows)
 
 
-def _attempt_note(attempts: int, unfinished: int) -> str:
-    return f"{attempts} attempts, {unfinished} not finished" if unfinished else "1 attempt" if attempts == 1 else f"{attempts} attempts"
+def _wall_time(cost: Cost) -> Cell:
+    if not cost.attempts:
+        return text.unavailable("no attempt is recorded")
+    attempts = "1 attempt" if cost.attempts == 1 else f"{cost.attempts} attempts"
+    return Cell(text.duration(cost.wall_s), attempts + (f", {cost.unfinished} not finished" if cost.unfinished else ""))
 
 
 def _count_cell(training: Training, key: str) -> Cell:
@@ -92,12 +100,13 @@ def _median(values: Sequence[float]) -> float:
 
 def _speed(training: Training) -> Cell:
     values = training.series("tokens_per_s")[1]
-    return Cell(text.count(round(_median(values)))) if values else text.unavailable("not logged")
+    return Cell(text.count(round(_median(values)))) if values else text.unavailable("no step is logged")
 
 
 def _utilisation(training: Training) -> Cell:
     values = training.series("utilisation")[1]
-    return Cell(text.percent(_median(values))) if values else text.unavailable("the peak speed of this device is not known")
+    unknown = "the peak speed of this device is not known" if training.metrics else "no step is logged"
+    return Cell(text.percent(_median(values))) if values else text.unavailable(unknown)
 
 
 def curve_figures(trainings: Sequence[Training], phase: str) -> list[Figure]:
