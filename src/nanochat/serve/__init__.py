@@ -1,1 +1,1 @@
-"""Ways to talk to a model."""
+"""Talking to finished models: where they are, how a conversation is kept, and the terminal."""
