@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from workspace import Workspace
 
 from nanochat.artifacts import sha256_file, write_json, write_manifest, write_text
 from nanochat.config import Report
 from nanochat.errors import UserError
-from nanochat.report import figures, render, text
+from nanochat.report import figures, graph, render, text
 from nanochat.report.build import build_document
 from nanochat.report.cost import cost_of, price_of
 from nanochat.report.document import Cell, Code, Document, Paragraph, Samples, Section, Table
 from nanochat.report.inputs import Inputs, read_inputs
-from nanochat.report.metrics import chatcore
+from nanochat.report.metrics import chatcore, title
 from nanochat.stages import report
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "path", "use", "rect", "line", "circle"}
@@ -382,8 +383,6 @@ def test_manifest_of_another_stage_is_refused(tmp_path: Path) -> None:
 
 
 def test_graph_connects_what_read_what(tmp_path: Path) -> None:
-    from nanochat.report import graph
-
     built = graph.build(inputs_of(finished_run(tmp_path)))
     assert ("fetch wikipedia_summaries", "tokenizer tiny") in built.edges
     assert ("mid_train tiny", "chat_sft tiny") in built.edges and ("chat_sft tiny", "scores tiny sft") in built.edges
@@ -391,8 +390,6 @@ def test_graph_connects_what_read_what(tmp_path: Path) -> None:
 
 
 def test_scores_and_stages_of_another_model_are_pointed_out(tmp_path: Path) -> None:
-    from nanochat.report import graph
-
     files = finished_run(tmp_path)
     training(tmp_path, "tiny", "base", {})  # built again, from other inputs
     stale = graph.build(inputs_of(files)).unexplained
@@ -447,3 +444,40 @@ def test_stage_writes_both_files_without_torch(tmp_path: Path) -> None:
 def test_unknown_key_of_the_config_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="tilte"):
         report.main(["--config", '{"tilte": "x"}', "--markdown", str(tmp_path / "a"), "--html", str(tmp_path / "b")])
+
+
+# --- a real run ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.workflow
+def test_report_of_the_miniature_holds_the_numbers_of_its_files(finished: Workspace) -> None:
+    markdown = finished.path("results/report/report.md").read_text(encoding="utf-8")
+    rows = summary_rows(markdown)
+    for file in sorted(finished.path("results/tiny/scores").glob("*/*.json")):
+        found = json.loads(file.read_text())
+        shown = rows["bits per byte (lower is better)" if file.stem == "bpb" else title(file.stem)][["base", "mid", "sft"].index(file.parent.name)]
+        assert shown.split(" ")[0] == f"{found['score']:.4f}", file
+    for stage in ("base_train", "mid_train", "chat_sft"):
+        counts = json.loads(finished.path(f"results/tiny/{stage}/manifest.json").read_text())["counts"]
+        assert f"| final validation bits per byte | {counts['final_val_bpb']:.4f} |" in markdown
+        assert f"| parameters | {counts['parameters']:,} |" in markdown
+        for sample in json.loads(finished.path(f"results/tiny/{stage}/samples.json").read_text()):
+            assert sample["prompt"] in markdown and sample["completion"].strip() in markdown
+    assert "incomplete" not in markdown
+
+
+@pytest.mark.workflow
+def test_page_of_the_miniature_is_well_formed_and_every_input_is_explained(finished: Workspace) -> None:
+    page = checked(finished.path("results/report/report.html").read_text(encoding="utf-8"))
+    assert page.problems == [] and page.open == [] and len(page.ids) == len(set(page.ids))
+    run = finished.path("results/tiny")
+    files = {
+        "run_manifests": [run / stage / "manifest.json" for stage in PHASES.values()],
+        "scores": sorted(run.glob("scores/*/*.json")),
+        "tokenizers": sorted(finished.path("results/tokenizers").glob("*/manifest.json")),
+        "tokens": sorted(finished.path("results/tokens").glob("*/*/manifest.json")),
+        "sources": sorted(finished.path("resources").glob("*/*/manifest.json")),
+    }
+    built = graph.build(inputs_of(files))
+    assert built.unexplained == ()
+    assert {f"scores tiny {phase}" for phase in PHASES} <= {end for _, end in built.edges}

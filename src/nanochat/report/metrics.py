@@ -18,6 +18,7 @@ TITLES = {
     "spelling_bee": "SpellingBee",
     "simple_spelling": "SimpleSpelling",
     "arithmetic": "Arithmetic",
+    "identity": "Identity",
     "core": "CORE",
     "bpb": "bits per byte",
 }

@@ -83,9 +83,12 @@ def _remarks(scores: Mapping[tuple[str, str], Score]) -> list[Block]:
     if sampled:
         remarks.append("Not all rows were used. " + "; ".join(sampled) + ".")
     for name in CHATCORE:
-        lacking = [f"{phase.upper()}: {why}" for phase in PHASES if of_phase(scores, phase) and (why := chatcore(name, of_phase(scores, phase)).why)]
+        lacking: dict[str, list[str]] = {}
+        for phase in PHASES:
+            if of_phase(scores, phase) and (why := chatcore(name, of_phase(scores, phase)).why):
+                lacking.setdefault(why, []).append(phase.upper())
         if lacking:
-            remarks.append(f"{name} not available. {'; '.join(lacking)}.")
+            remarks.append(f"{name} not available. " + "; ".join(f"{', '.join(phases)}: {why}" for why, phases in lacking.items()) + ".")
     failed = [f"{title(score.task)} of {score.phase.upper()}: not available ({score.unavailable})" for score in scores.values() if score.value is None]
     return [Bullets(tuple(items), tone) for items, tone in ((remarks, "plain"), (failed, "missing")) if items]
 

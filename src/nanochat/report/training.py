@@ -50,9 +50,11 @@ def training_section(inputs: Inputs, phase: str, price: float) -> Section | None
     trainings = [training for training in trainings if training.finished or training.attempts or training.metrics]
     if not trainings:
         return Section(title, phase, tuple(blocks))
+    if phase != "base":
+        blocks.append(Paragraph("Validation is on held-out conversations here, so it cannot be compared with that of pretraining, which is on held-out text."))
     blocks.append(Table(("", *(training.run for training in trainings)), _rows(trainings, price)))
     drawn = curve_figures(trainings, phase)
-    blocks += [Figures(tuple(drawn))] if drawn else [Paragraph("Curves: not available, since no step has been logged.", "missing")]
+    blocks += [Figures(tuple(drawn))] if drawn else [Paragraph("Curves: not available, since fewer than two steps are logged.", "missing")]
     blocks += [Fold(f"Hyper-parameters of {stage}", (_hyper_parameters(trainings),)), Fold("Attempts", (_attempts(trainings),))]
     return Section(title, phase, tuple(blocks))
 
@@ -114,7 +116,7 @@ def curve_figures(trainings: Sequence[Training], phase: str) -> list[Figure]:
     drawn = []
     for key, label in (("loss", "training loss, nats per token"), ("val_bpb", "validation, bits per byte")):
         lines, unit = _lines(trainings, key)
-        if lines:
+        if any(len(line.x) > 1 for line in lines):
             svg = figures.curves(f"{phase}-{key}", lines, x_label=unit, y_label=label)
             drawn.append(Figure(svg, f"{label[0].upper()}{label[1:]} against {unit}, {phase.upper()}."))
     return drawn
