@@ -204,7 +204,7 @@ def test_metrics_and_heartbeat_say_what_happened(tmp_path):
     assert updates[0]["smoothed_loss"] == pytest.approx(updates[0]["loss"])
     assert (counters.val_bpb, counters.min_val_bpb) == (1.75, 1.5)
     heartbeat = json.loads((tmp_path / "heartbeat.json").read_text())
-    assert (heartbeat["phase"], heartbeat["step"], heartbeat["steps"]) == ("finish", 5, 5)
+    assert (heartbeat["phase"], heartbeat["step"], heartbeat["steps"]) == ("write", 5, 5)
 
 
 def test_lines_after_the_resumed_step_are_taken_back(tmp_path):

@@ -41,12 +41,18 @@ def fetched_rows(folder: Path, source: str, rows: list[dict[str, Any]], split: s
     return folder / "manifest.json"
 
 
+def chat(question: str, answer: str) -> dict[str, Any]:
+    """One exchange."""
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
 @dataclass
 class Lab:
     """Manifests of a tokenizer and of token rows, and commands for the stages that train on them."""
 
     tokenizer: Path
     tokens: list[Path]
+    chats: Path
 
     @classmethod
     def make(cls, folder: Path) -> "Lab":
@@ -61,7 +67,9 @@ class Lab:
             chunks.append(folder / f"{split}_rows" / "manifest.json")
             config = json.dumps({"sequence_len": SEQUENCE_LEN, "split": split})
             tokenize.main(["--config", config, "--text", str(text), "--tokenizer", str(vocabulary), "--workers", "1", "--manifest", str(chunks[-1])])
-        return cls(vocabulary, chunks)
+        words = [word for word in " ".join(PARAGRAPHS).split() if word.isalpha()]
+        chats = [chat(f"Say {words[n]}!", f"{words[n]}, and {words[n + 1]}.") for n in range(0, 120, 2)]
+        return cls(vocabulary, chunks, fetched_rows(folder / "chitchat", "chitchat", chats))
 
     def base(self, out: Path, **overrides: Any) -> list[str]:
         """Command of base_train: 2 layers of width 64, 24 steps of 8 rows, state saved after every step."""
@@ -79,10 +87,10 @@ class Lab:
         return ["base_train", "--config", json.dumps(config), "--tokens", *map(str, self.tokens), *self._places(out)]
 
     def tune(self, stage: str, out: Path, parent: Path, data: list[Path] | None = None, **overrides: Any) -> list[str]:
-        """Command of mid_train or chat_sft: sums and self-descriptions, state saved after every step."""
-        mixture = [{"task": "arithmetic", "rows": 120}, {"task": "identity", "rows": 30, "epochs": 1.5}]
+        """Command of mid_train or chat_sft: sums and words to repeat, state saved after every step."""
+        mixture = [{"task": "arithmetic", "rows": 120}, {"task": "chitchat", "rows": 40, "epochs": 1.5}]
         config = {"mixture": mixture, "micro_batch_rows": 4, "validate_every": 5, "validation_rows": 4, "save_every_s": 0.001, "lr_fraction": 0.5, **overrides}
-        return [stage, "--config", json.dumps(config), "--model", str(parent), "--data", *map(str, data or []), *self._places(out)]
+        return [stage, "--config", json.dumps(config), "--model", str(parent), "--data", *map(str, data or [self.chats]), *self._places(out)]
 
     def _places(self, out: Path) -> list[str]:
         files = ["--weights", str(out / "model.safetensors"), "--manifest", str(out / "manifest.json")]

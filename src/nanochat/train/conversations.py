@@ -40,9 +40,9 @@ LossOn = Literal["all", "assistant"]
 class Rendered:
     """Conversations end to end: tokens with the assistant's marked in the top bit, and where each ends."""
 
-    tokens: array[int] = field(default_factory=lambda: array("I"))
-    ends: array[int] = field(default_factory=lambda: array("Q"))
-    items: array[int] = field(default_factory=lambda: array("I"))  # which item of the mixture each came from
+    tokens: "array[int]" = field(default_factory=lambda: array("I"))
+    ends: "array[int]" = field(default_factory=lambda: array("Q"))
+    items: "array[int]" = field(default_factory=lambda: array("I"))  # which item of the mixture each came from
 
     def __len__(self) -> int:
         return len(self.ends)

@@ -145,7 +145,7 @@ class Trainer:
             self.progress.close()
             if self.metrics is not None:
                 self.metrics.close()
-        self._beat("finish")
+        self._beat("write")
         return self.counters
 
     # --- one update and what follows it ------------------------------------------------------------------------------

@@ -1,0 +1,97 @@
+"""Pretrain a model on packed tokens: `depth` and a recipe decide its shape, its rates and how long.
+
+reads   --tokens manifests of stage tokenize (training and validation chunks), --tokenizer the manifest they were made with
+writes  beside --manifest: model.safetensors, model.json, optimizer.safetensors (for a warm start of the next stage),
+        samples.json, config.json, provenance.json, metrics.jsonl, heartbeat.json; manifest.json last
+resumes from resume/ there, saved every save_every_s seconds and when it is asked to stop (SIGTERM, SIGINT, SIGUSR1 or
+        --max-seconds; exit code 75). Killed in any way and started again it ends with the same bytes.
+by hand: nanochat base_train --config '{"recipe": "compact-2026-11", "depth": 4}' --tokens T/train/manifest.json
+         T/validation/manifest.json --tokenizer results/tokenizers/NAME/manifest.json --weights OUT/model.safetensors
+         --manifest OUT/manifest.json
+         A manifest that is complete for the same config and inputs is kept: delete it to train again.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanochat.artifacts import sha256_file
+from nanochat.config import BaseTrainStage, dump, resolve_base_train
+from nanochat.data.rows import TokenRows
+from nanochat.errors import UserError
+from nanochat.model.config import ModelConfig
+from nanochat.model.gpt import GPT
+from nanochat.stages.common import add_training_flags, read_stage_config, stage_parser
+from nanochat.stages.samples import TEXT_PROMPTS, Sampler
+from nanochat.stages.training import Work, accelerator_bytes, finish, session, shape_of, train, validation_hook
+from nanochat.tokenizer import Tokenizer
+from nanochat.train.batches import TextBatches, next_token_pairs
+from nanochat.train.scaling import REFERENCE_DEPTH, plan_base_train
+from nanochat.train.update import build_optimizer
+
+
+def main(arguments: list[str]) -> None:
+    """Train, or go on training."""
+    parser = stage_parser(__doc__, "base_train")
+    parser.add_argument("--config", required=True, help="the run's base_train subtree: JSON or the path of a JSON file")
+    parser.add_argument("--tokens", type=Path, nargs="+", required=True, metavar="MANIFEST", help="training and validation chunks")
+    parser.add_argument("--tokenizer", type=Path, required=True, metavar="MANIFEST")
+    add_training_flags(parser)
+    flags = parser.parse_args(arguments)
+    section = read_stage_config(flags.config, BaseTrainStage)
+    resolved = resolve_base_train(section, section.recipe)
+    inputs = {"tokenizer": flags.tokenizer, **named_chunks(flags.tokens)}
+    work = Work("base_train", flags.weights, flags.manifest, dump(section), resolved, inputs)
+    tokenizer = Tokenizer.load(flags.tokenizer)
+    rows, held_out = (open_rows(flags.tokens, split, flags.tokenizer, tokenizer) for split in ("train", "validation"))
+    config, reference = model_configs(resolved, section.depth, tokenizer.vocab_size, rows.row_tokens - 1)
+    if work.is_complete():
+        return work.say_complete()
+
+    with session(work, flags, arguments, seed=section.seed) as current:
+        runtime = current.runtime
+        shape = shape_of(config, reference)
+        plan = plan_base_train(resolved, shape, ranks=runtime.world_size, memory_bytes=accelerator_bytes(runtime))
+        model = GPT(config, dtype=runtime.dtype, generator=torch.Generator().manual_seed(section.seed)).to(runtime.device)
+        optimizer = build_optimizer(model, plan, runtime)
+        batches = TextBatches(rows, rows_per_step=plan.rows_per_step, seed=section.seed)
+        validation_rows = min(section.validation_rows, len(held_out))
+        validate = validation_hook(model, runtime, lambda indices: next_token_pairs(held_out.rows(indices)), validation_rows, tokenizer.token_bytes())
+        sampler = Sampler(model, tokenizer, {prompt: [tokenizer.bos, *tokenizer.encode(prompt)] for prompt in TEXT_PROMPTS})
+        counters = train(current, model, optimizer, plan, batches, resolved, validate=validate, sampler=sampler)
+        finish(
+            *(current, model, plan, counters),
+            description={"phase": "base", "tokenizer_sha256": tokenizer.sha256, "training": plan.to_dict()},
+            counts={"rows": len(rows), "validation_rows": validation_rows, "epochs": round(plan.steps * plan.rows_per_step / len(rows), 4)},
+            sampler=sampler,
+            optimizer=optimizer,
+        )
+    return None
+
+
+def named_chunks(manifests: list[Path]) -> dict[str, Path]:
+    """Token chunks by the names of their folders, which must differ."""
+    named = {f"tokens.{path.absolute().parent.name}": path for path in manifests}
+    if len(named) < len(manifests):
+        raise UserError(f"--tokens: {len(manifests) - len(named)} of {len(manifests)} chunks share a folder name with another; give each chunk once")
+    return named
+
+
+def open_rows(manifests: list[Path], split: str, tokenizer_manifest: Path, tokenizer: Tokenizer) -> TokenRows:
+    """Rows of one split, made with this very tokenizer."""
+    rows = TokenRows(manifests, split)
+    if rows.tokenizer_manifest_sha256 != sha256_file(tokenizer_manifest) or rows.vocab_size != tokenizer.vocab_size:
+        raise UserError(f"--tokens: made with another tokenizer than {tokenizer_manifest}; run stage tokenize with this one")
+    return rows
+
+
+def model_configs(resolved: dict[str, Any], depth: int, vocab_size: int, sequence_len: int) -> tuple[ModelConfig, ModelConfig]:
+    """The model's shape, and that of the same architecture at depth 12, which the scaling rules refer to."""
+    architecture = resolved["architecture"]
+    try:
+        own = ModelConfig.from_depth(depth, vocab_size=vocab_size, sequence_len=sequence_len, architecture=architecture)
+    except ValueError as error:
+        raise UserError(f"base_train.architecture: {error}") from None
+    free = {key: value for key, value in architecture.items() if key not in ("width", "kv_heads")}
+    return own, ModelConfig.from_depth(REFERENCE_DEPTH, vocab_size=vocab_size, sequence_len=sequence_len, architecture={**free, "kv_heads": 0})

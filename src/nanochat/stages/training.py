@@ -1,0 +1,259 @@
+"""What the stages that train share: the identity of their work, the session (ranks, lock, story), validation, the ending."""
+
+import contextlib
+import os
+import shutil
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanochat import artifacts
+from nanochat.errors import Stopped, UserError
+from nanochat.eval.bpb import TextLoss, text_loss_of
+from nanochat.model.config import ModelConfig
+from nanochat.model.gpt import GPT
+from nanochat.model.weights import DESCRIPTION, WEIGHTS, save_weights
+from nanochat.optim.muon_adamw import MuonAdamW
+from nanochat.runtime import Runtime, StopRequest, launch_ranks, log, slurm_job_id
+from nanochat.stages.samples import Sampler
+from nanochat.train.loop import Counters, Settings, Trainer, Validation
+from nanochat.train.metrics import Heartbeat, peak_flops
+from nanochat.train.resume import FOLDER
+from nanochat.train.scaling import Shape, TrainingPlan
+from nanochat.train.state import optimizer_tensors
+from nanochat.train.tensorfile import write_tensors
+from nanochat.train.update import Batches, Rows, to_device
+
+OPTIMIZER = "optimizer.safetensors"
+VALIDATION_TOKENS = 16_384  # of one forward pass on a GPU; a CPU takes a quarter of it
+
+
+@dataclass(frozen=True)
+class Work:
+    """Identity of what a stage is about to do: its resolved config and its inputs decide the bytes of its outputs."""
+
+    stage: str
+    weights: Path
+    manifest: Path
+    subtree: dict[str, Any]  # as received
+    config: dict[str, Any]  # resolved
+    inputs: dict[str, Path]  # name -> manifest
+
+    def __post_init__(self) -> None:
+        if self.weights.parent != self.manifest.parent or self.weights.name != WEIGHTS or self.manifest.name != "manifest.json":
+            raise UserError(f"--weights={self.weights} --manifest={self.manifest}: give {WEIGHTS} and manifest.json of one folder")
+
+    @property
+    def folder(self) -> Path:
+        """Where everything is written."""
+        return self.manifest.parent
+
+    @cached_property
+    def input_hashes(self) -> dict[str, str]:
+        """sha256 of every input manifest."""
+        return {name: artifacts.sha256_file(path) for name, path in self.inputs.items()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Stamp of the resume state."""
+        return artifacts.fingerprint({"stage": self.stage, "config": self.config}, self.input_hashes)
+
+    def is_complete(self) -> bool:
+        """Whether this very work is finished already, all files in place."""
+        if not self.manifest.is_file():
+            return False
+        try:
+            manifest = artifacts.read_manifest(self.manifest, stage=self.stage)
+        except UserError as problem:
+            log(f"{problem}; training again")
+            return False
+        return bool(manifest["config"] == self.config and manifest["inputs"] == self.input_hashes)
+
+    def say_complete(self) -> None:
+        """What a stage that is started again after its end says."""
+        shutil.rmtree(self.folder / FOLDER, ignore_errors=True)  # left behind if the stage was killed in its last moment
+        log(f"{self.stage}: {self.manifest} is complete for this config and these inputs, nothing to do; delete it to train again")
+
+
+@dataclass
+class Session:
+    """A stage that is running on this rank."""
+
+    work: Work
+    runtime: Runtime
+    stop: StopRequest
+    story: artifacts.Provenance | None  # rank 0
+    started: float
+
+
+@contextlib.contextmanager
+def session(work: Work, flags: Namespace, arguments: Sequence[str], *, seed: int) -> Iterator[Session]:
+    """Start the ranks, lock the folder, open the story of this attempt, and close all of it whatever happens."""
+    started = time.monotonic()
+    launch_ranks(flags.ranks, [work.stage, *arguments])
+    stop = StopRequest.install(flags.max_seconds)
+    share = max(1, (os.cpu_count() or 1) // flags.ranks) if flags.ranks > 1 else None  # torch would give every rank all cores
+    runtime = Runtime.start(seed=seed, device=flags.device, threads=flags.threads or share)
+    with contextlib.ExitStack() as closing:
+        closing.callback(runtime.stop)
+        story = None
+        if runtime.is_main:
+            closing.enter_context(artifacts.exclusive(work.folder, slurm_job_id()))
+            work.manifest.unlink(missing_ok=True)  # of other work: it must not stand beside new weights
+            artifacts.write_json(work.folder / "config.json", work.subtree)
+            story = artifacts.Provenance(work.folder, work.stage, job=slurm_job_id(), **runtime.facts)
+        state = "failed"
+        try:
+            yield Session(work, runtime, stop, story, started)
+            state = "finished"
+        except Stopped:
+            state = "stopped"
+            raise
+        finally:
+            if story is not None and story.attempt["state"] == "running":
+                with contextlib.suppress(OSError):  # a full disk is reported by what met it first
+                    story.finish(state, **spent(runtime, started))
+
+
+def spent(runtime: Runtime, started: float) -> dict[str, Any]:
+    """GPU-hours of this attempt; nothing without a GPU."""
+    return {"gpu_hours": (time.monotonic() - started) / 3600 * runtime.world_size} if runtime.device.type == "cuda" else {}
+
+
+# --- model -----------------------------------------------------------------------------------------------------------
+
+
+def shape_of(config: ModelConfig, reference: ModelConfig) -> Shape:
+    """What the scaling rules see of a model; `reference` is the same architecture at depth 12."""
+    own, other = ({"all": counts["total"], "scaling": counts["scaling"]} for counts in (config.parameter_counts(), reference.parameter_counts()))
+    return Shape(config.depth, config.width, config.vocab_size, config.sequence_len, own, other)
+
+
+def accelerator_bytes(runtime: Runtime) -> int | None:
+    """Memory of the GPU; None on a CPU."""
+    return runtime.facts.get("device_memory_bytes")
+
+
+# --- validation ------------------------------------------------------------------------------------------------------
+
+
+def validation_hook(
+    model: GPT, runtime: Runtime, pairs: Callable[[Sequence[int]], tuple[Rows, Rows]], rows: int, token_bytes: Any
+) -> Callable[[], Validation | None]:
+    """Score rows 0..rows-1 of `pairs`, shared among the ranks; None if there is no text among their targets."""
+    sizes = torch.from_numpy(token_bytes).to(runtime.device).long()
+    most = VALIDATION_TOKENS // (1 if runtime.device.type == "cuda" else 4)
+    batch_rows = max(1, most // model.config.sequence_len)
+
+    def validate() -> Validation | None:
+        total = TextLoss()
+        mine = range(runtime.rank, rows, runtime.world_size)
+        for start in range(0, len(mine), batch_rows):
+            ids, targets = (to_device(part, runtime) for part in pairs(mine[start : start + batch_rows]))
+            total += text_loss_of(model, ids, targets, sizes)
+        sums = torch.tensor([total.nats, total.text_bytes, total.tokens], dtype=torch.float64, device=runtime.device)
+        nats, text_bytes, tokens = runtime.all_reduce(sums).tolist()
+        whole = TextLoss(nats, int(text_bytes), int(tokens))
+        return None if whole.bpb is None else Validation(bpb=whole.bpb, loss=nats / tokens)
+
+    return validate
+
+
+# --- training and its end --------------------------------------------------------------------------------------------
+
+
+def train(
+    current: Session,
+    model: GPT,
+    optimizer: MuonAdamW,
+    plan: TrainingPlan,
+    batches: Batches,
+    section: Mapping[str, Any],
+    *,
+    validate: Callable[[], Validation | None],
+    sampler: Sampler,
+) -> Counters:
+    """Run the loop with the stage's settings."""
+    work, runtime = current.work, current.runtime
+    settings = Settings(
+        name=work.stage,
+        validate_every=section["validate_every"],
+        sample_every=section["sample_every"],
+        save_every_s=section["save_every_s"],
+        flops_per_token=model.config.flops_per_token(),
+        peak_flops=None if (peak := peak_flops(runtime.facts.get("device_name"))) is None else peak * runtime.world_size,
+    )
+    counts = model.config.parameter_counts()
+    if runtime.is_main:
+        log(
+            f"{work.stage}: {counts['total']:,} parameters, {plan.steps} steps of {plan.batch_tokens:,} tokens = {plan.tokens:,} tokens, "
+            f"{plan.accumulation} x {plan.micro_batch_rows} rows x {plan.ranks} ranks on {runtime.facts.get('device_name', runtime.device.type)}; "
+            f"started up in {time.monotonic() - current.started:.1f} s"
+        )
+    trainer = Trainer(
+        *(model, optimizer, plan, batches, runtime),
+        folder=work.folder,
+        fingerprint=work.fingerprint,
+        settings=settings,
+        stop=current.stop,
+        validate=validate,
+        sample=sampler.show,
+        on_save=current.story.beat if current.story is not None else lambda: None,
+    )
+    return trainer.run()
+
+
+def finish(
+    current: Session,
+    model: GPT,
+    plan: TrainingPlan,
+    counters: Counters,
+    *,
+    description: Mapping[str, Any],
+    counts: Mapping[str, Any],
+    sampler: Sampler,
+    optimizer: MuonAdamW | None,
+) -> None:
+    """Write the outputs, the manifest last; then the resume state is no longer needed. `optimizer`: kept for a warm start, or not."""
+    if current.story is None:
+        return
+    work, folder = current.work, current.work.folder
+    outputs = [WEIGHTS, DESCRIPTION]
+    save_weights(model, work.weights)
+    artifacts.write_json(folder / DESCRIPTION, {"architecture": model.config.to_dict(), "step": counters.step, **description})
+    if optimizer is not None:
+        write_tensors(folder / OPTIMIZER, optimizer_tensors(model, optimizer))
+        outputs.append(OPTIMIZER)
+    else:
+        (folder / OPTIMIZER).unlink(missing_ok=True)
+    artifacts.write_json(folder / "samples.json", sampler.show(log))
+    sizes = model.config.parameter_counts()
+    results = {
+        "parameters": sizes["total"],
+        "scaling_parameters": sizes["scaling"],
+        "flops_per_token": model.config.flops_per_token(),
+        "steps": counters.step,
+        "batch_tokens": plan.batch_tokens,
+        "tokens": plan.tokens,
+        "flops": plan.tokens * model.config.flops_per_token(),
+        "counted_tokens": counters.counted_tokens,
+        "skipped_steps": counters.skipped_steps,
+        "first_loss": counters.first_loss,
+        "final_loss": counters.final_loss,
+        "final_val_bpb": counters.val_bpb,
+        "final_val_loss": counters.val_loss,
+        "min_val_bpb": counters.min_val_bpb,
+        **counts,
+    }
+    artifacts.write_manifest(work.manifest, stage=work.stage, config=work.config, inputs=work.inputs, outputs=outputs, counts=results)
+    speed = plan.batch_tokens * counters.step / counters.elapsed_s if counters.elapsed_s else 0.0
+    current.story.finish(steps=counters.step, tokens=plan.tokens, training_s=counters.elapsed_s, tokens_per_s=speed, **spent(current.runtime, current.started))
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    Heartbeat(folder).beat("done", step=counters.step, steps=plan.steps)
+    log(f"{work.stage}: finished, {work.manifest}")

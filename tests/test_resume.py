@@ -1,0 +1,233 @@
+"""Killed in any way and started again, a training stage ends with the same bytes. Everything runs through the real command line."""
+
+import functools
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training_lab import Lab, final_bytes, logged_steps, metrics, run, run_until, start
+
+from nanochat.artifacts import read_manifest
+from nanochat.train.resume import ResumeFolder
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    return Lab.make(tmp_path_factory.mktemp("lab"))
+
+
+@pytest.fixture(scope="module")
+def base(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model that was never interrupted."""
+    out = tmp_path_factory.mktemp("base")
+    run(lab.base(out))
+    return out
+
+
+@pytest.fixture(scope="module")
+def mid(lab: Lab, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("mid")
+    run(lab.tune("mid_train", out, base / "manifest.json"))
+    return out
+
+
+@pytest.fixture(scope="module")
+def sft(lab: Lab, mid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sft")
+    run(lab.tune("chat_sft", out, mid / "manifest.json"))
+    return out
+
+
+# --- slots -----------------------------------------------------------------------------------------------------------
+
+
+def slots(folder: Path, steps: int, fingerprint: str = "f") -> ResumeFolder:
+    """A folder in which steps 1..n were saved."""
+    saved = ResumeFolder(folder, fingerprint)
+    for step in range(1, steps + 1):
+        saved.save({"step": step}, {"weight": torch.full((100,), float(step))})
+    return saved
+
+
+def newest(folder: Path, fingerprint: str = "f") -> tuple[int | None, list[str]]:
+    """(step that a new process would go on from, what it says)."""
+    said: list[str] = []
+    found = ResumeFolder(folder, fingerprint, said.append).newest()
+    return (None if found is None else found.counters["step"]), said
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+def test_newest_of_two_slots_is_used(tmp_path):
+    slots(tmp_path, 5)
+    assert newest(tmp_path) == (5, [])
+    assert sorted(path.name for path in (tmp_path / "resume").iterdir()) == ["a.json", "a.safetensors", "b.json", "b.safetensors"]
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, lambda path: os.truncate(path, 50), Path.unlink], ids=["flipped byte", "truncated", "missing"])
+@pytest.mark.parametrize("file", ["safetensors", "json"])
+def test_damaged_slot_is_said_aloud_and_the_previous_one_is_used(tmp_path, damage, file):
+    saved = slots(tmp_path, 4)
+    damage(tmp_path / "resume" / f"{saved.last_saved}.{file}")
+    step, said = newest(tmp_path)
+    assert step == 3
+    assert (file == "json" and not said) or "damaged" in said[0]
+
+
+def test_damage_to_both_slots_starts_again_aloud(tmp_path):
+    slots(tmp_path, 2)
+    for name in "ab":
+        flip_a_byte(tmp_path / "resume" / f"{name}.safetensors")
+    step, said = newest(tmp_path)
+    assert step is None and "starting from the beginning" in said[-1]
+
+
+def test_state_of_other_work_is_discarded_aloud(tmp_path):
+    slots(tmp_path, 2)
+    step, said = newest(tmp_path, fingerprint="other")
+    assert step is None and "saved for another config or other inputs, discarded" in said[0]
+
+
+def test_next_save_never_overwrites_the_slot_it_came_from(tmp_path):
+    saved = slots(tmp_path, 3)
+    again = ResumeFolder(tmp_path, "f")
+    again.newest()
+    again.save({"step": 4}, {"weight": torch.zeros(1)})
+    assert again.last_saved != saved.last_saved
+    assert newest(tmp_path)[0] == 4
+
+
+# --- stages ----------------------------------------------------------------------------------------------------------
+
+
+def test_uninterrupted_run_leaves_complete_outputs_and_no_resume_state(base):
+    manifest = read_manifest(base / "manifest.json", stage="base_train")
+    assert set(manifest["outputs"]) == {"model.safetensors", "model.json", "optimizer.safetensors"}
+    assert manifest["counts"]["steps"] == 24 and manifest["counts"]["tokens"] == 24 * 512
+    assert manifest["counts"]["min_val_bpb"] <= manifest["counts"]["final_val_bpb"] < 6
+    assert manifest["counts"]["final_loss"] < manifest["counts"]["first_loss"] - 0.5
+    assert not (base / "resume").exists() and len(metrics(base)) == 24 + 3
+    assert {path.name for path in base.iterdir()} >= {"config.json", "provenance.json", "heartbeat.json", "samples.json"}
+
+
+@pytest.mark.parametrize("stage", ["base_train", "mid_train", "chat_sft"])
+def test_run_killed_twice_equals_the_uninterrupted_one(stage, lab, base, mid, sft, tmp_path):
+    whole = {"base_train": base, "mid_train": mid, "chat_sft": sft}[stage]
+    commands = {
+        "base_train": lambda: lab.base(tmp_path),
+        "mid_train": lambda: lab.tune(stage, tmp_path, base / "manifest.json"),
+        "chat_sft": lambda: lab.tune(stage, tmp_path, mid / "manifest.json"),
+    }
+    steps = read_manifest(whole / "manifest.json")["counts"]["steps"]
+    first = random.Random(stage).randint(2, steps // 2)
+    for step in (first, min(first + 2, steps - 1)):
+        code, _ = run_until(commands[stage](), tmp_path, step)
+        assert code == -signal.SIGKILL and not (tmp_path / "manifest.json").exists()
+    said = run(commands[stage]())
+    assert "resumed at step" in said
+    assert final_bytes(tmp_path) == final_bytes(whole)
+    assert [line["loss"] for line in metrics(tmp_path) if "loss" in line] == [line["loss"] for line in metrics(whole) if "loss" in line]
+    states = [attempt["state"] for attempt in json.loads((tmp_path / "provenance.json").read_text())["attempts"]]
+    assert states == ["interrupted", "interrupted", "finished"]
+
+
+def test_asked_to_stop_it_saves_and_exits_75_and_goes_on(lab, base, tmp_path):
+    command = lab.base(tmp_path)
+    for number, step in ((signal.SIGTERM, 3), (signal.SIGUSR1, 9)):
+        code, said = run_until(command, tmp_path, step, number)
+        assert code == 75 and f"stopped ({number.name}) at step" in said and "Traceback" not in said
+    assert "resumed at step" in run(command)
+    assert final_bytes(tmp_path) == final_bytes(base)
+
+
+def test_used_up_time_exits_75(lab, tmp_path):
+    long = lab.base(tmp_path, horizon={"steps": 100_000, "batch_tokens": 512}, save_every_s=1000.0)
+    assert "stopped (time limit) at step" in run([*long, "--max-seconds", "2"], 75)
+    assert logged_steps(tmp_path) > 0
+
+
+@pytest.fixture(scope="module")
+def killed(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed after some updates, with both slots written."""
+    out = tmp_path_factory.mktemp("killed")
+    run_until(lab.base(out), out, 6)
+    return out
+
+
+@pytest.fixture
+def copy(killed: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(killed, tmp_path / "run")
+
+
+def test_flipped_byte_goes_back_one_slot_and_ends_with_the_same_bytes(lab, base, copy):
+    step = {path: json.loads(path.read_text())["counters"]["step"] for path in (copy / "resume").glob("*.json")}
+    flip_a_byte(max(step, key=step.get).with_suffix(".safetensors"))
+    said = run(lab.base(copy))
+    assert "damaged (sha256 differs), discarded" in said
+    assert final_bytes(copy) == final_bytes(base)
+
+
+def test_changed_config_discards_the_state_aloud(lab, copy):
+    said = run(lab.base(copy, horizon={"steps": 3, "batch_tokens": 512}))
+    assert "saved for another config or other inputs, discarded" in said and "resumed" not in said
+    assert [line["step"] for line in metrics(copy) if "loss" in line] == [1, 2, 3]
+
+
+def test_full_disk_is_one_sentence_and_the_previous_slot_is_used_next(lab, base, copy):
+    state = max(path.stat().st_size for path in (copy / "resume").glob("?.safetensors"))
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (state // 2, state // 2))
+    said = run(lab.base(copy), 2, preexec_fn=limit)
+    error = [line for line in said.splitlines() if "error" in line]
+    assert len(error) == 1 and "resume" in error[0] and "free some space" in error[0] and "Traceback" not in said
+    assert "resumed at step" in run(lab.base(copy))
+    assert final_bytes(copy) == final_bytes(base)
+
+
+def test_second_trainer_on_a_folder_is_refused(lab, tmp_path):
+    long = lab.base(tmp_path, horizon={"steps": 100_000, "batch_tokens": 512})
+    first = start(long)
+    try:
+        while logged_steps(tmp_path) < 1 and first.poll() is None:
+            time.sleep(0.01)
+        said = run(long, 2)
+        assert "in use by" in said and str(first.pid) in said
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def test_finished_stage_has_nothing_to_do_and_trains_again_for_another_config(lab, base, tmp_path):
+    shutil.copytree(base, tmp_path / "run")
+    before = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
+    assert "nothing to do" in run(lab.base(tmp_path / "run"))
+    assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == before
+    said = run(lab.base(tmp_path / "run", horizon={"steps": 2, "batch_tokens": 512}))
+    assert "nothing to do" not in said and read_manifest(tmp_path / "run" / "manifest.json")["counts"]["steps"] == 2
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_what_one_learns(lab, base, tmp_path):
+    run([*lab.base(tmp_path, micro_batch_rows=4), "--ranks", "2"])
+    one, two = ([line["loss"] for line in metrics(out) if "loss" in line] for out in (base, tmp_path))
+    assert two[:4] == pytest.approx(one[:4], rel=1e-6)  # the same rows, the same update
+    assert two == pytest.approx(one, rel=1e-3)  # rounding grows: another micro-batch on one rank differs by 6e-4
+    assert metrics(tmp_path)[-1]["val_bpb"] == pytest.approx(metrics(base)[-1]["val_bpb"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_ranks_stop_together_and_keep_the_exit_code(lab, tmp_path):
+    command = [*lab.base(tmp_path, horizon={"steps": 100_000, "batch_tokens": 512}, save_every_s=1000.0), "--ranks", "2"]
+    code, said = run_until(command, tmp_path, 3, signal.SIGTERM)
+    assert code == 75 and "state saved" in said and "Traceback" not in said
+    assert (tmp_path / "resume" / "a.json").exists()
