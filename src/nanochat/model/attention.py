@@ -62,19 +62,25 @@ class FullAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Context, value_embedding: Tensor | None = None) -> Tensor:
         """Attend from x (B, T, C); `value_embedding` (B, T, Hkv * D) is added to the values through a gate."""
-        B, T, C = x.shape
+        B, T = x.shape[:2]
         q, k, v = self._project(x, context)
         if value_embedding is not None:
             assert self.gate is not None
             strength = 3 * torch.sigmoid(self.gate(x[..., : self.gate.inputs]))  # (B, T, Hkv), about 1.5 at the start
             v = v + strength[..., None] * value_embedding.view(B, T, self.kv_heads, self.head_dim)
+        if context.cache is None and kernels.applies_to(x):
+            return self._merge(kernels.causal_attention(q, k, v, scale=self.scale, window=self.window))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
         mask = context.mask(self.window, T, x.device)
         if context.cache is not None:
             k, v = context.cache.extend(self.layer, k, v)
         causal = mask is None and T > 1
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=self.kv_heads < self.heads)
-        out: Tensor = self.output(y.transpose(1, 2).reshape(B, T, C))
+        return self._merge(y.transpose(1, 2))
+
+    def _merge(self, heads: Tensor) -> Tensor:
+        """Heads (B, T, H, D) mixed into (B, T, C)."""
+        out: Tensor = self.output(heads.flatten(2))
         return out
 
     def _project(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:

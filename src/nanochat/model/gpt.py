@@ -116,8 +116,9 @@ class GPT(nn.Module):
         return norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) in fp32; the cap is computed in fp32 too."""
-        logits = self.head(hidden)[..., : self.config.vocab_size].float()
+        """Logits (..., V) in fp32 (fp64 for an fp64 model); the cap is computed in it too."""
+        logits = self.head(hidden)[..., : self.config.vocab_size]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         cap = self.config.softcap
         return cap * torch.tanh(logits / cap) if cap else logits
 

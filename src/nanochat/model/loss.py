@@ -11,6 +11,7 @@ from torch import Tensor
 
 CHUNK_ELEMENTS = 1 << 20  # logits held at once on a CPU, so that they stay in its cache
 CHUNK_ELEMENTS_GPU = 1 << 28
+SAFE_EXPONENT = 60.0  # capped logits up to here need no shift by their maximum: e^60 times any vocabulary fits into fp32
 
 
 def chunk_rows(rows: int, vocab_size: int, device: torch.device) -> int:
@@ -22,9 +23,9 @@ def chunk_rows(rows: int, vocab_size: int, device: torch.device) -> int:
 def token_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, vocab_size: int, softcap: float) -> Tensor:
     """Cross entropy per position (N,), 0 where the target is -1. For scoring: with gradients it keeps all logits."""
     size, pieces = chunk_rows(len(targets), weight.shape[0], hidden.device), []
-    weight = weight.to(hidden.dtype)
+    weight, precision = weight.to(hidden.dtype), torch.promote_types(hidden.dtype, torch.float32)
     for rows, wanted in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
-        logits = F.linear(rows, weight)[:, :vocab_size].float()
+        logits = F.linear(rows, weight)[:, :vocab_size].to(precision)
         if softcap:
             logits = softcap * torch.tanh(logits / softcap)
         pieces.append(F.cross_entropy(logits, wanted, ignore_index=-1, reduction="none"))
@@ -47,47 +48,56 @@ class _SummedCrossEntropy(torch.autograd.Function):
         size = chunk_rows(len(targets), weight.shape[0], hidden.device)
         cast = weight.to(hidden.dtype)
         precision = torch.promote_types(hidden.dtype, torch.float32)
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=precision)
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=precision)
         total = torch.zeros((), device=hidden.device, dtype=precision)
+        scratch = [torch.empty(size, weight.shape[0], device=hidden.device, dtype=precision) for _ in range(2)]
         for start in range(0, len(targets), size):
             rows, wanted = hidden[start : start + size], targets[start : start + size]
-            loss, gradient = _loss_and_gradient(torch.mm(rows, cast.t()), wanted, vocab_size, softcap, precision)
-            total += loss
-            gradient = gradient.to(hidden.dtype)
-            torch.mm(gradient, cast, out=grad_hidden[start : start + size])
-            if grad_weight.dtype == gradient.dtype:
-                grad_weight.addmm_(gradient.t(), rows)
+            logits, gradient = (buffer[: len(rows)] for buffer in scratch)
+            if hidden.dtype == precision:
+                torch.mm(rows, cast.t(), out=logits)
             else:
-                grad_weight += torch.mm(gradient.t(), rows)
+                logits.copy_(torch.mm(rows, cast.t()))
+            loss, factor = _loss_and_gradient(logits, gradient, wanted, vocab_size, softcap)
+            total += loss
+            # the factor of each row is applied to the narrow side of both products
+            gradient, factor = gradient.to(hidden.dtype), factor.to(hidden.dtype)
+            torch.mul(torch.mm(gradient, cast), factor, out=grad_hidden[start : start + size])
+            if hidden.dtype == precision:
+                grad_weight.addmm_(gradient.t(), rows * factor)
+            else:
+                grad_weight += torch.mm(gradient.t(), rows * factor)
         ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grads[0].to(grad_hidden.dtype), grad_weight * grads[0], None, None, None
+        return grad_hidden * grads[0].to(grad_hidden.dtype), grad_weight * grads[0].to(grad_weight.dtype), None, None, None
 
 
-def _loss_and_gradient(logits: Tensor, targets: Tensor, vocab_size: int, softcap: float, precision: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Summed loss of raw logits (n, P), and its gradient with respect to them; reuses the memory of `logits`."""
-    logits = logits.to(precision)
-    gradient = torch.zeros_like(logits) if vocab_size < logits.shape[1] else torch.empty_like(logits)
-    z, g = logits[:, :vocab_size], gradient[:, :vocab_size]  # z becomes tanh(logits / cap), g the softmax
-    counted = targets >= 0
+def _loss_and_gradient(logits: Tensor, gradient: Tensor, targets: Tensor, vocab_size: int, softcap: float) -> tuple[Tensor, Tensor]:
+    """Summed loss of raw logits (n, P), which are overwritten, and per row a factor (n, 1).
+
+    Afterwards `gradient` (n, P) times the factor is the gradient of the loss with respect to the logits.
+    """
+    gradient[:, vocab_size:] = 0
+    z, g = logits[:, :vocab_size], gradient[:, :vocab_size]
+    counted = (targets >= 0)[:, None]
     index = targets.clamp(min=0)[:, None]
     if softcap:
-        z.div_(softcap).tanh_()
-        torch.mul(z, softcap, out=g)
+        torch.mul(z.div_(softcap).tanh_(), softcap, out=g)
     else:
         g.copy_(z)
-    peak = g.amax(dim=1, keepdim=True)
-    wanted = g.gather(1, index) - peak
-    g.sub_(peak).exp_()
-    sums = g.sum(dim=1, keepdim=True)
-    loss = ((sums.log() - wanted)[:, 0] * counted).sum()
-    g.mul_(counted[:, None] / sums)
-    g.scatter_add_(1, index, -counted[:, None].to(precision))
+    wanted = g.gather(1, index)
+    if 0 < softcap <= SAFE_EXPONENT:
+        peak = torch.zeros_like(wanted)
+    else:
+        peak = g.amax(dim=1, keepdim=True)
+        g.sub_(peak)
+    sums = g.exp_().sum(dim=1, keepdim=True)
+    loss = ((sums.log() + peak - wanted) * counted).sum()
+    g.scatter_add_(1, index, -sums)  # softmax minus one-hot, times the sum
     if softcap:
-        g.addcmul_(g, z.square_(), value=-1)  # derivative of the cap: 1 - tanh^2
-    return loss, gradient
+        torch.ops.aten.tanh_backward.grad_input(g, z, grad_input=g)  # derivative of the cap: 1 - tanh^2, in one pass
+    return loss, counted / sums

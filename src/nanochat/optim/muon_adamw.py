@@ -109,10 +109,10 @@ class MuonAdamW(torch.optim.Optimizer):
         torch._foreach_add_(parameters, list(updates.unbind()), alpha=-lr)
 
     def _orthogonalized(self, group: dict[str, Any], updates: Tensor) -> Tensor:
-        """Each matrix of the stack (K, M, N) made orthogonal, in bf16 on a GPU; ranks share the work."""
+        """Each matrix of the stack (K, M, N) made orthogonal; ranks share the work."""
         if group["row_equilibration"]:
             updates = updates / (torch.linalg.vector_norm(updates, dim=-1, keepdim=True) + 1e-7)
-        work = updates.bfloat16() if updates.is_cuda else updates
+        work = updates.to(work_dtype(updates.device))
         orthogonalize = ORTHOGONALIZERS[group["orthogonalizer"]]
         if self.world_size == 1:
             done = orthogonalize(work)
@@ -151,6 +151,12 @@ class MuonAdamW(torch.optim.Optimizer):
         weights = torch.stack(parameters)
         shrinks = (updates * weights) >= 0  # the step is minus the update
         torch._foreach_sub_(parameters, list((weights * shrinks * amount).unbind()))
+
+
+def work_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the hardware multiplies it many times faster (a GPU, a CPU with AMX); the polynomial corrects its rounding."""
+    is_fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
+    return torch.bfloat16 if is_fast else torch.float32
 
 
 def gradient_norm(parameters: Iterable[Tensor]) -> float:
