@@ -194,6 +194,13 @@ def test_full_disk_is_one_sentence_and_the_previous_slot_is_used_next(lab, base,
     assert final_bytes(copy) == final_bytes(base)
 
 
+def test_full_disk_at_the_end_is_one_sentence_too(lab, tmp_path):
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (200_000, 200_000))  # a quarter of the weights
+    said = run(lab.base(tmp_path, horizon={"steps": 2, "batch_tokens": 512}, save_every_s=1000.0), 2, preexec_fn=limit)
+    assert "model.safetensors: could not be written (File too large)" in said and "Traceback" not in said
+    assert not (tmp_path / "manifest.json").exists()
+
+
 def test_second_trainer_on_a_folder_is_refused(lab, tmp_path):
     long = lab.base(tmp_path, horizon={"steps": 100_000, "batch_tokens": 512})
     first = start(long)

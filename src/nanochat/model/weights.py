@@ -1,5 +1,7 @@
 """Weights as files: safetensors with the parameter names of GPT, beside a model.json that rebuilds the shape."""
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,12 @@ def save_weights(model: GPT, path: Path) -> None:
     """Write every parameter to `path`, atomically; equal weights give equal bytes."""
     tensors = {name: tensor.detach().to("cpu", copy=False).contiguous() for name, tensor in sorted(model.state_dict().items())}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary)
+        try:
+            save_file(tensors, temporary)
+        except SafetensorError as error:  # it hides a full disk behind a type of its own
+            if not (number := re.search(r"os error (\d+)", str(error))):
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def load_weights(model: GPT, path: Path) -> None:
