@@ -202,13 +202,17 @@ class Terminal:
         if dialogue.dropped and not self.told_of_dropping:
             self.note("the conversation is longer than the model can read: its oldest turns are forgotten from now on")
             self.told_of_dropping = True
-        shown = "text"
+        marks = {"python": f"{self.dim}[python] ", "python_output": "-> ", "text": self.plain}
+        shown, last = "text", "\n"
         try:
             for kind, piece in pieces:
-                if kind != shown and piece:
-                    self._write({"python": f"{self.dim}[python] ", "python_output": " -> ", "text": f"{self.plain} "}[kind])
+                if not piece:
+                    continue
+                if kind != shown:
+                    self._write(("" if last.isspace() or kind == "text" else " ") + marks[kind] + (" " if kind == "text" and not piece[0].isspace() else ""))
                     shown = kind
                 self._write(printable(piece))
+                last = piece[-1]
         except KeyboardInterrupt:
             self._write(self.plain)
             self.note(" (stopped)")
