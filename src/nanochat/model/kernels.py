@@ -18,7 +18,12 @@ ROWS = 512  # positions per block: 512 x 1024 fp32 is 2 MB, the second-level cac
 
 def applies_to(x: Tensor) -> bool:
     """Whether these functions are the right ones for `x`: training on a CPU, in fp32 or fp64."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return torch.is_grad_enabled() and is_plain_cpu(x)
+
+
+def is_plain_cpu(x: Tensor) -> bool:
+    """Whether `x` is a CPU's fp32 or fp64, and no compiler is at work."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
 
 
 def norm(x: Tensor) -> Tensor:
@@ -52,10 +57,10 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: i
     return y
 
 
-def _inverse_rms(x: Tensor) -> Tensor:
+def inverse_rms(x: Tensor) -> Tensor:
     """1 / sqrt(mean square + epsilon) over the last dimension, kept."""
     scale: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return scale.square_().div_(x.shape[-1]).add_(torch.finfo(x.dtype).eps).rsqrt_()
+    return scale.mul_(scale).div_(x.shape[-1]).add_(torch.finfo(x.dtype).eps).rsqrt_()
 
 
 def _norm_gradient(grad: Tensor, y: Tensor, scale: Tensor) -> Tensor:
@@ -67,7 +72,7 @@ def _norm_gradient(grad: Tensor, y: Tensor, scale: Tensor) -> Tensor:
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        scale = _inverse_rms(x)
+        scale = inverse_rms(x)
         y = x * scale
         ctx.save_for_backward(y, scale)
         return y
@@ -81,7 +86,7 @@ class _ResidualMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        scale, hidden, out = _inverse_rms(flat), flat.new_empty(len(flat), len(up)), torch.empty_like(flat)
+        scale, hidden, out = inverse_rms(flat), flat.new_empty(len(flat), len(up)), torch.empty_like(flat)
         square = flat.new_empty(min(ROWS, len(flat)), len(up))
         for start in range(0, len(flat), ROWS):
             block = slice(start, start + ROWS)
@@ -123,7 +128,7 @@ class _Projections(torch.autograd.Function):
         _as_complex(turned).mul_(torch.complex(cos, -sin))  # by minus the angle
         scale = None
         if qk_norm:
-            scale = _inverse_rms(turned)
+            scale = inverse_rms(turned)
             turned.mul_(scale)
         ctx.save_for_backward(x, weight, cos, sin, mixed, scale)
         ctx.sizes = heads, kv_heads

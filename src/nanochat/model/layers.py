@@ -34,7 +34,11 @@ class Embedding(nn.Module):
 
 def norm(x: Tensor) -> Tensor:
     """RMS norm over the last dimension, without parameters."""
-    return kernels.norm(x) if kernels.applies_to(x) else F.rms_norm(x, (x.shape[-1],))
+    if kernels.applies_to(x):
+        return kernels.norm(x)
+    if not torch.is_grad_enabled() and kernels.is_plain_cpu(x):
+        return x * kernels.inverse_rms(x)  # torch's own is a dozen small operations on a CPU: a third of the time of a token
+    return F.rms_norm(x, (x.shape[-1],))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
