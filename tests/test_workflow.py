@@ -83,6 +83,27 @@ def test_a_second_snakemake_is_refused_while_the_first_one_runs(workspace: Works
     assert workspace.plan() == set()
 
 
+def test_a_stage_that_was_told_to_stop_is_retried_and_goes_on(workspace: Workspace) -> None:
+    """Exit code 75 means: run me again. The declared outputs are deleted in between, the resume state is not."""
+    workspace.configure(put(*RUN, "base_train", "horizon", to={"steps": 400, "batch_tokens": 512}))
+    command = [str(Path(sys.executable).with_name("snakemake")), "--cores", "1", "--retries", "1", "base"]
+    said = workspace.path("said.txt")
+    folder = workspace.path("results/tiny/base_train")
+    with said.open("w", encoding="utf-8") as file:
+        job = subprocess.Popen(command, cwd=workspace.folder, env=workspace.environment(), stdout=file, stderr=file)
+        wait_for(lambda: "step 2/400" in said.read_text(encoding="utf-8"))
+        os.kill(json.loads((folder / ".owner.json").read_text(encoding="utf-8"))["pid"], signal.SIGUSR1)
+        assert job.wait(timeout=400) == 0, said.read_text(encoding="utf-8")[-5000:]
+    assert "exit status 75" in said.read_text(encoding="utf-8")
+    story = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    assert [attempt["state"] for attempt in story["attempts"]][-2:] == ["stopped", "finished"]
+    assert not (folder / "resume").exists()
+    history = workspace.path("logs/base_train/tiny.history").read_text(encoding="utf-8")
+    assert "SIGUSR1" in history
+    assert "step 400/400" in history
+    assert "SIGUSR1" not in workspace.path("logs/base_train/tiny.log").read_text(encoding="utf-8")
+
+
 def test_a_log_is_complete_when_every_process_of_the_job_is_told_to_stop(tmp_path: Path) -> None:
     """A cluster signals all processes at once; the one that keeps the log must outlive the one that saves its state."""
     slow = "import signal, sys, time\n"
