@@ -10,6 +10,7 @@ import sys
 
 from nanochat import __version__
 from nanochat.errors import Stopped, UserError
+from nanochat.runtime import let_threads_sleep
 
 VERBS = {
     "fetch": ("nanochat.stages.fetch", "fetch a source into resources/"),
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(0)
     if verb not in VERBS:
         _fail(f"{verb!r}: no such verb; choose one of {', '.join(VERBS)}")
+    let_threads_sleep()
     try:
         importlib.import_module(VERBS[verb][0]).main(arguments[1:])
     except UserError as error:
