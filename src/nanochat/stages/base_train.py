@@ -14,6 +14,7 @@ by hand: nanochat base_train --config '{"recipe": "compact-2026-11", "depth": 4}
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from nanochat.artifacts import sha256_file
@@ -25,6 +26,7 @@ from nanochat.model.gpt import GPT
 from nanochat.stages.common import add_training_flags, read_stage_config, stage_parser
 from nanochat.stages.samples import TEXT_PROMPTS, Sampler
 from nanochat.stages.training import Work, accelerator_bytes, finish, session, shape_of, train, validation_hook
+from nanochat.tasks.draw import sample_indices
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.batches import TextBatches, next_token_pairs
 from nanochat.train.scaling import REFERENCE_DEPTH, plan_base_train
@@ -56,14 +58,15 @@ def main(arguments: list[str]) -> None:
         model = GPT(config, dtype=runtime.dtype, generator=torch.Generator().manual_seed(section.seed)).to(runtime.device)
         optimizer = build_optimizer(model, plan, runtime)
         batches = TextBatches(rows, rows_per_step=plan.rows_per_step, seed=section.seed)
-        validation_rows = min(section.validation_rows, len(held_out))
-        validate = validation_hook(model, runtime, lambda indices: next_token_pairs(held_out.rows(indices)), validation_rows, tokenizer.token_bytes())
+        # the rows that evaluation takes for the same limit: the two figures can be compared
+        chosen = np.array(sample_indices(len(held_out), section.validation_rows, 0))
+        validate = validation_hook(model, runtime, lambda places: next_token_pairs(held_out.rows(chosen[places])), len(chosen), tokenizer.token_bytes())
         sampler = Sampler(model, tokenizer, {prompt: [tokenizer.bos, *tokenizer.encode(prompt)] for prompt in TEXT_PROMPTS})
         counters = train(current, model, optimizer, plan, batches, resolved, validate=validate, sampler=sampler)
         finish(
             *(current, model, plan, counters),
             description={"phase": "base", "tokenizer_sha256": tokenizer.sha256, "training": plan.to_dict()},
-            counts={"rows": len(rows), "validation_rows": validation_rows, "epochs": round(plan.steps * plan.rows_per_step / len(rows), 4)},
+            counts={"rows": len(rows), "validation_rows": len(chosen), "epochs": round(plan.steps * plan.rows_per_step / len(rows), 4)},
             sampler=sampler,
             optimizer=optimizer,
         )
