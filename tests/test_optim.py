@@ -167,6 +167,17 @@ def test_a_parameter_without_gradient_is_left_alone() -> None:
     assert not torch.equal(parameters[0], weights()[0])
 
 
+def test_state_lives_where_the_parameters_are() -> None:
+    """A fused kernel on a GPU cannot read a step count in host memory; here the weights are not on the default device."""
+    expected, parameters = weights(), weights()
+    optimizer = both(parameters)
+    for step in range(2):
+        give_gradients(parameters, step)
+        with torch.device("meta"):
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(after(both(expected), expected, 2), parameters, strict=True))
+
+
 # --- state -----------------------------------------------------------------------------------------------------------
 
 

@@ -68,7 +68,8 @@ class MuonAdamW(torch.optim.Optimizer):
             return
         for parameter in parameters:
             if not self.state[parameter]:
-                self.state[parameter] = {"step": torch.zeros(()), "mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
+                step = torch.zeros((), device=parameter.device)  # the fused kernel reads it where the weights are
+                self.state[parameter] = {"step": step, "mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         means, squares, steps = ([self.state[parameter][key] for parameter in parameters] for key in ("mean", "square", "step"))
         torch._foreach_add_(steps, 1)
