@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-import yaml
 from snakemake.utils import update_config
 
 from nanochat import config as experiments
@@ -31,11 +30,14 @@ def read_experiment(given):
     """
     files = [str(file) for file in workflow.config_settings.configfiles]
     try:
+        for file in files:  # read by snakemake already, but without a word about keys that stand twice
+            if not file.endswith(".json"):
+                experiments.read_yaml(Path(file))
         if files:
             return experiments.validate(dict(given), ", ".join(files))
         if not given:
             return experiments.load(Path("config.yaml"))
-        content = yaml.safe_load(Path("config.yaml").read_text(encoding="utf-8"))
+        content = experiments.read_yaml(Path("config.yaml"))
         update_config(content, given)
         return experiments.validate(content, "config.yaml with --config")
     except UserError as error:

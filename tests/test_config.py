@@ -75,6 +75,17 @@ def test_a_complete_experiment_is_accepted() -> None:
         ("runs", {}, ["runs"]),
         ("runs.bad/name", EXPERIMENT["runs"]["tiny"], ["runs.bad/name"]),
         ("runs.tiny.base_train.optimizer.matrix_lr", -1.0, ["runs.tiny.base_train.optimizer.matrix_lr=-1.0"]),
+        ("runs.tiny.base_train.optimizer.matrix_lr", float("inf"), ["runs.tiny.base_train.optimizer.matrix_lr=inf", "finite"]),
+        ("runs.tiny.base_train.architecture.head_dim", 33, ["runs.tiny.base_train.architecture.head_dim=33", "odd"]),
+        ("runs.tiny.base_train.architecture.width", 100, ["runs.tiny.base_train.architecture.width=100", "try 128"]),
+        ("runs.tiny.base_train.architecture.kv_heads", 3, ["runs.tiny.base_train.architecture.kv_heads=3", "2 heads", "[1, 2]"]),
+        ("runs.tiny.seed", -1, ["runs.tiny.seed=-1"]),
+        ("runs.tiny.seed", 1 << 63, ["runs.tiny.seed=9223372036854775808"]),
+        ("runs.tiny.evaluate.bpb.split", "train", ["runs.tiny.evaluate.bpb.split='train'", "leave split out"]),
+        ("runs.tiny.evaluate.arc_easy.source", "presidential_messages", ["runs.tiny.evaluate.arc_easy.source='presidential_messages'", "arc_easy_hf"]),
+        ("runs.tiny.evaluate.arithmetic.source", "gsm8k", ["runs.tiny.evaluate.arithmetic.source='gsm8k'", "generated"]),
+        ("runs.tiny.evaluate.arithmetic.phases", [], ["runs.tiny.evaluate.arithmetic.phases=[]"]),
+        ("runs.report", EXPERIMENT["runs"]["tiny"], ["runs.report", "another name"]),
     ],
 )
 def test_bad_input_is_named_with_its_key_and_value(path: str, value: object, parts: list[str]) -> None:
@@ -96,6 +107,20 @@ def test_every_problem_is_named_at_once() -> None:
 def test_a_file_that_is_no_mapping_is_refused(content: object) -> None:
     with pytest.raises(UserError, match="not a mapping"):
         config.validate(content)
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line_and_anchors_still_merge(tmp_path) -> None:
+    file = tmp_path / "experiment.yaml"
+    file.write_text("runs:\n  a: {seed: 1}\n  a: {seed: 2}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"experiment.yaml: not valid YAML: key 'a' stands twice .* line 3"):
+        config.read_yaml(file)
+    file.write_text("a: &a {x: 1}\nb: &b {<<: *a, x: 2}\nc: {d: {<<: *b, x: 3}}\n", encoding="utf-8")
+    assert config.read_yaml(file) == {"a": {"x": 1}, "b": {"x": 2}, "c": {"d": {"x": 3}}}
+
+
+def test_an_experiment_file_that_cannot_be_opened_is_one_sentence(tmp_path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        config.load(tmp_path)
 
 
 def test_a_user_source_is_text_and_local(tmp_path) -> None:

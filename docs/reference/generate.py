@@ -33,6 +33,7 @@ PLACES = {  # where a section stands in the file -> its class
 }
 WORDS = {
     "PositiveInt": "whole number above 0",
+    "Seed": "whole number from 0 up",
     "Fraction": "number from 0 to 1",
     "Rate": "number from 0",
     "Beta": "number from 0 to below 1",

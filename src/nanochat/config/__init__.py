@@ -4,7 +4,7 @@
 Snakefile imports this package and nothing else of the package's upper layers.
 """
 
-from nanochat.config.loading import load, parse_section, validate
+from nanochat.config.loading import load, parse_section, read_yaml, validate
 from nanochat.config.schema import (
     MAX_VOCAB,
     MIN_VOCAB,
@@ -89,6 +89,7 @@ __all__ = [
     "fetch_config",
     "load",
     "parse_section",
+    "read_yaml",
     "resolve_base_train",
     "source_parts",
     "task_sources",

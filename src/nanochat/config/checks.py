@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from nanochat.config.schema import Experiment, Run
+from nanochat.config.schema import NOT_A_RUN, Experiment, Run
 from nanochat.config.subtrees import resolve_base_train
 from nanochat.data.sources import SOURCES
 from nanochat.recipes import RECIPES
@@ -34,18 +34,21 @@ def find_problems(experiment: Experiment) -> list[str]:
     for name, tokenizer in experiment.tokenizers.items():
         check(f"tokenizers.{name}.corpus", tokenizer.corpus, experiment.corpora)
     for name, run in experiment.runs.items():
+        if name in NOT_A_RUN:
+            problems.append(f"runs.{name}: results/{name}/ holds something else; choose another name")
         check(f"runs.{name}.corpus", run.corpus, experiment.corpora)
         check(f"runs.{name}.tokenizer", run.tokenizer, experiment.tokenizers)
         check(f"runs.{name}.recipe", run.recipe, RECIPES)
-        problems += _task_problems(name, run, sources)
+        problems += _task_problems(name, run)
         if not problems:
+            problems += _shape_problems(f"runs.{name}.base_train.architecture", run)
             problems += _batch_problems(f"runs.{name}", run, experiment.corpora[run.corpus].sequence_len)
     for name in experiment.report.runs:
         check("report.runs", name, experiment.runs)
     return problems
 
 
-def _task_problems(name: str, run: Run, sources: set[str]) -> list[str]:
+def _task_problems(name: str, run: Run) -> list[str]:
     uses = [(f"runs.{name}.evaluate.{task}", task, settings.split, settings.source) for task, settings in run.evaluate.items() if task != "bpb"]
     for stage in ("mid_train", "chat_sft"):
         if (tune := getattr(run, stage)) is not None:
@@ -56,9 +59,27 @@ def _task_problems(name: str, run: Run, sources: set[str]) -> list[str]:
             problems.append(f"{place}={task!r}: no such task; choose one of {', '.join(sorted([*TASKS, 'bpb']))}")
         elif split not in TASKS[task].sources:
             problems.append(f"{place}: task {task} has no split {split!r}; choose one of {', '.join(TASKS[task].sources)}")
-        elif source is not None and source not in sources:
-            problems.append(f"{place}.source={source!r}: no such source; choose one of {', '.join(TASKS[task].sources[split])}")
+        elif source is not None and source not in (known := TASKS[task].sources[split]):
+            cure = f"choose one of {', '.join(known)}" if known else "leave it out, its rows are generated"
+            problems.append(f"{place}.source={source!r}: not a source of task {task}, split {split}; {cure}")
+    for key, value in run.evaluate["bpb"].model_dump(include={"split", "source"}, exclude_unset=True).items() if "bpb" in run.evaluate else ():
+        if value != "validation":
+            problems.append(f"runs.{name}.evaluate.bpb.{key}={value!r}: bits per byte are of the corpus' validation text; leave {key} out")
     return problems
+
+
+def _shape_problems(place: str, run: Run) -> list[str]:
+    """Shapes that stage base_train would refuse, after everything before it has been made."""
+    shape = resolve_base_train(run.base_train, run.recipe)["architecture"]
+    head_dim, kv_heads, width = shape["head_dim"], shape["kv_heads"], shape.get("width")
+    if head_dim % 2:
+        return [f"{place}.head_dim={head_dim}: odd, the rotary embedding needs pairs; try {head_dim + 1}"]
+    if width and width % head_dim:
+        return [f"{place}.width={width}: not a multiple of head_dim {head_dim}; try {-(-width // head_dim) * head_dim}"]
+    heads = (width or run.base_train.depth * shape["aspect_ratio"] + head_dim - 1) // head_dim
+    if kv_heads and heads % kv_heads:
+        return [f"{place}.kv_heads={kv_heads}: not a divisor of the {heads} heads; choose one of {[n for n in range(1, heads + 1) if heads % n == 0]}"]
+    return []
 
 
 def _batch_problems(place: str, run: Run, sequence_len: int) -> list[str]:

@@ -11,15 +11,36 @@ from nanochat.config.schema import Experiment
 from nanochat.errors import UserError
 
 
+class Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML ships no types
+    """Plain YAML in which no key stands twice: the second would replace the first, a whole run for example, without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Compose a mapping; checked here, before merge keys (<<) are unfolded."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in seen:
+                    raise yaml.MarkedYAMLError(problem=f"key {key.value!r} stands twice in one mapping, keep one of them;", problem_mark=key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
+
+
 def load(path: Path) -> Experiment:
     """Read and validate an experiment file. Raises UserError with the path of every wrong key."""
+    return validate(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """The parsed content of an experiment file. Raises UserError if it cannot be read."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
     except FileNotFoundError:
         raise UserError(f"{path}: no such experiment file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give an experiment file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    return validate(content, str(path))
 
 
 def validate(content: Any, origin: str = "config") -> Experiment:

@@ -12,17 +12,19 @@ MAX_VOCAB = 1 << 32  # token shards hold uint16 up to 65,536 and uint32 above
 PHASES = ("base", "mid", "sft", "rl")
 STAGE_OF_PHASE = {"base": "base_train", "mid": "mid_train", "sft": "chat_sft", "rl": "chat_rl"}
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+NOT_A_RUN = ("report", "tokenizers", "tokens")  # folders of results/ that hold something else
 Name = Annotated[str, Field(pattern=NAME, max_length=64)]
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 63, strict=True)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(ge=0.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are errors, values are frozen."""
+    """Base of every section: unknown keys and numbers that are not finite are errors, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class UserSource(Section):
@@ -182,10 +184,10 @@ class TaskSettings(Section):
     split: str = "test"
     source: str | None = None
     limit: PositiveInt | None = None  # a seeded sample of this many rows
-    phases: list[Literal["base", "mid", "sft", "rl"]] | None = None  # absent: every phase the run has
+    phases: Annotated[list[Literal["base", "mid", "sft", "rl"]], Field(min_length=1)] | None = None  # absent: every phase the run has
     max_new_tokens: PositiveInt = 256
     batch_rows: PositiveInt = 16
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Run(Section):
@@ -194,7 +196,7 @@ class Run(Section):
     corpus: str
     tokenizer: str
     recipe: str
-    seed: int = 0
+    seed: Seed = 0
     base_train: BaseTrain
     mid_train: Tune | None = None
     chat_sft: Tune | None = None

@@ -15,6 +15,7 @@ from nanochat.config.schema import (
     PositiveInt,
     Run,
     Section,
+    Seed,
     TaskSettings,
     Tune,
     UserSource,
@@ -28,13 +29,13 @@ class BaseTrainStage(BaseTrain):
     """The subtree that stage base_train receives."""
 
     recipe: str
-    seed: int = 0
+    seed: Seed = 0
 
 
 class TuneStage(Tune):
     """The subtree that stages mid_train and chat_sft receive; rates, batch and shape come from the checkpoint."""
 
-    seed: int = 0
+    seed: Seed = 0
 
 
 class EvaluateStage(TaskSettings):
