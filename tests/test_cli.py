@@ -39,6 +39,7 @@ def exit_code(monkeypatch: pytest.MonkeyPatch, raised: BaseException | None) -> 
         (UserError("depth=0: must be positive"), 2),
         (Stopped("stopped at step 3"), 75),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.bin"), 2),
+        (PermissionError(errno.EROFS, os.strerror(errno.EROFS), "results/x.bin"), 2),
         (KeyboardInterrupt(), 130),
     ],
 )
@@ -55,6 +56,14 @@ def test_an_unknown_verb_is_one_sentence() -> None:
     done = subprocess.run([sys.executable, "-m", "nanochat", "pretrain"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("nanochat: error: 'pretrain': no such verb; choose one of ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_folder_in_the_place_of_a_file_is_one_sentence(tmp_path) -> None:
+    flags = ["--config", str(tmp_path), "--model", "m", "--tokenizer", "t", "--score", "s"]
+    done = subprocess.run([sys.executable, "-m", "nanochat", "evaluate", *flags], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"nanochat: error: {tmp_path}: is a directory; ")
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -24,6 +24,7 @@ VERBS = {
     "chat": ("nanochat.serve.terminal", "talk to a finished phase of a run"),
 }
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+WRONG_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -52,6 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"nanochat {verb}: {stopped}", file=sys.stderr, flush=True)
         sys.exit(EXIT_STOPPED)
     except OSError as error:
+        if error.errno in WRONG_PLACE:
+            _fail(f"{error.filename or 'a file'}: {(error.strerror or '').lower()}; give another path, or make this one readable and writable, and run again")
         if error.errno not in DISK_FULL:
             raise
         _fail(f"{error.filename or 'an output'}: could not be written ({error.strerror}); free some space and run again, nothing finished is lost")
