@@ -201,7 +201,7 @@ def test_base_models_are_asked_in_plain_text(tokenizer: Tokenizer, questions: Ar
 
 def test_batched_answers_equal_single_ones(model: GPT, tokenizer: Tokenizer) -> None:
     task = Arithmetic("test", rows=9)
-    settings: dict[str, Any] = {"form": "chat", "sequence_len": SEQUENCE_LEN, "max_new_tokens": 12}
+    settings: dict[str, Any] = {"form": "chat", "max_new_tokens": 12}
     batched = answer_freely(Engine(model, tokenizer), tokenizer, task, batch_rows=4, **settings)
     single = answer_freely(Engine(model, tokenizer), tokenizer, task, batch_rows=1, **settings)
     assert [row.answer for row in batched] == [row.answer for row in single] and len({row.answer for row in batched}) > 1
@@ -210,9 +210,7 @@ def test_batched_answers_equal_single_ones(model: GPT, tokenizer: Tokenizer) -> 
 def test_answers_fit_into_the_model_however_many_tokens_are_asked_for(model: GPT, tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"question": "How many dogs? " * 40, "answer": "#### 2"}) + "\n")
-    answered = answer_freely(
-        Engine(model, tokenizer), tokenizer, Gsm8k("test", files=[path]), form="chat", sequence_len=SEQUENCE_LEN, max_new_tokens=5000, batch_rows=2
-    )
+    answered = answer_freely(Engine(model, tokenizer), tokenizer, Gsm8k("test", files=[path]), form="chat", max_new_tokens=5000, batch_rows=2)
     assert answered[0].is_cut and len(tokenizer.encode(answered[0].answer)) <= SEQUENCE_LEN
 
 
@@ -317,6 +315,8 @@ def test_stage_scores_a_generated_task_repeatably(workshop: Workshop) -> None:
     assert set(first["examples"][0]) == {"question", "answer", "reference", "right"}
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
     assert {**workshop.score({**config, "seed": 1}), "seconds": 0} != {**first, "seconds": 0}
+    longest = workshop.score({**config, "limit": 1, "max_new_tokens": 5000})["settings"]["max_new_tokens"]
+    assert (first["settings"]["max_new_tokens"], longest) == (6, SEQUENCE_LEN // 2)  # what was used, not what was asked for
 
 
 def test_stage_scores_letters_and_identity(workshop: Workshop, questions: ArcEasy) -> None:

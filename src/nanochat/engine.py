@@ -134,12 +134,13 @@ class Engine:
                     answer.append(token)
         return answers
 
-    def fit(self, prompt: list[int], max_new_tokens: int) -> tuple[list[int], int]:
-        """The part of a prompt that fits beside the answer, and how many tokens were dropped.
+    def answer_tokens(self, max_new_tokens: int) -> int:
+        """How long an answer may be: `max_new_tokens`, but at most half of the context, so that the other half is the prompt's."""
+        return min(max_new_tokens, self.context // 2)
 
-        The answer may take up to half of the context; a leading <|bos|> and the most recent tokens are kept.
-        """
-        room = self.context - min(max_new_tokens, self.context // 2)
+    def fit(self, prompt: list[int], max_new_tokens: int) -> tuple[list[int], int]:
+        """The part of a prompt that fits beside the answer, and how many tokens were dropped; a leading <|bos|> and the most recent tokens are kept."""
+        room = self.context - self.answer_tokens(max_new_tokens)
         if len(prompt) <= room:
             return list(prompt), 0
         head = prompt[:1] if prompt[0] == self.tokenizer.bos and room > 1 else []

@@ -16,14 +16,13 @@ def answer_freely(
     task: Task,
     *,
     form: Form,
-    sequence_len: int,
     max_new_tokens: int,
     batch_rows: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Answered]:
-    """The model's answer to every row, in order. Prompt and answer share `sequence_len`; at least half of it is the prompt's."""
-    new_tokens = min(max_new_tokens, sequence_len // 2)
-    prompts = [prompt_of(task, index, tokenizer, form=form, max_tokens=sequence_len - new_tokens) for index in range(len(task))]
+    """The model's answer to every row, in order. Prompt and answer share the context; at least half of it is the prompt's."""
+    new_tokens = engine.answer_tokens(max_new_tokens)
+    prompts = [prompt_of(task, index, tokenizer, form=form, max_tokens=engine.context - new_tokens) for index in range(len(task))]
     by_length = sorted(prompts, key=lambda prompt: len(prompt.ids))
     answered: dict[int, Answered] = {}
     for start in range(0, len(by_length), batch_rows):

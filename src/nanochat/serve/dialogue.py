@@ -52,7 +52,6 @@ class Dialogue:
 
     engine: Engine
     tokenizer: Tokenizer
-    sequence_len: int
     is_chat: bool
     sampling: Sampling = field(default_factory=Sampling)
     messages: list[dict[str, Any]] = field(default_factory=list)
@@ -68,8 +67,8 @@ class Dialogue:
 
         Raises UserError if `text` alone does not fit into the model.
         """
-        new_tokens = min(self.sampling.max_new_tokens, self.sequence_len // 2)
-        prompt = self._prompt(text, self.sequence_len - new_tokens)
+        new_tokens = self.engine.answer_tokens(self.sampling.max_new_tokens)
+        prompt = self._prompt(text, self.engine.context - new_tokens)
         return self._answer(prompt, text, new_tokens)
 
     def _answer(self, prompt: list[int], text: str, new_tokens: int) -> Iterator[tuple[Kind, str]]:

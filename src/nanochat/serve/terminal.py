@@ -122,7 +122,7 @@ def load(manifest: Path, tokenizer_manifest: Path, flags: Namespace) -> "Dialogu
     tokenizer = Tokenizer.load(tokenizer_manifest)
     model, description = load_model(manifest, runtime.device, runtime.dtype, inference=True)
     sampling = Sampling(flags.temperature, flags.top_k, flags.max_new_tokens, flags.seed)
-    return Dialogue(Engine(model, tokenizer), tokenizer, model.config.sequence_len, description["phase"] != "base", sampling)
+    return Dialogue(Engine(model, tokenizer), tokenizer, description["phase"] != "base", sampling)
 
 
 def converse(terminal: "Terminal", dialogue: "Dialogue") -> None:

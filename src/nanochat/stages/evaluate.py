@@ -152,13 +152,13 @@ def evaluate_task(subject: Subject, config: EvaluateStage, flags: Namespace) -> 
     if config.task in TASKS and TASKS[config.task].kind == "conversation":
         raise UserError(f"task={config.task}: conversations that nobody grades; evaluate another task")
     task = open_task(config.task, config.split, flags.data, source=config.source, seed=config.seed, rows=config.limit)
-    form = form_of(subject.phase)
+    engine, form = Engine(subject.model, subject.tokenizer), form_of(subject.phase)
     settings: dict[str, Any] = {"split": config.split, "source": config.source, "form": form, "kind": task.kind, "batch_rows": config.batch_rows}
     if task.kind == "categorical":
         why = categorical.unavailable(task, subject.tokenizer)
     else:
         why = task.unavailable()
-        settings |= {"max_new_tokens": config.max_new_tokens, "temperature": 0.0, "tool": "calculator"}
+        settings |= {"max_new_tokens": _answer_tokens(engine, config), "temperature": 0.0, "tool": "calculator"}
         if task.name == "humaneval":
             settings["protection"] = sandbox.protection()
     if why:
@@ -167,16 +167,23 @@ def evaluate_task(subject: Subject, config: EvaluateStage, flags: Namespace) -> 
         answered = categorical.answer_letters(subject.model, subject.tokenizer, task, form=form, batch_rows=config.batch_rows)
     else:
         answered = answer_freely(
-            Engine(subject.model, subject.tokenizer),
+            engine,
             subject.tokenizer,
             task,
             form=form,
-            sequence_len=subject.model.config.sequence_len,
             max_new_tokens=config.max_new_tokens,
             batch_rows=config.batch_rows,
             progress=_progress(task),
         )
     return Finding(score_of(answered, task), task.version, task.baseline, settings)
+
+
+def _answer_tokens(engine: Engine, config: EvaluateStage) -> int:
+    """How long answers may be; said aloud where that is less than was asked for."""
+    tokens = engine.answer_tokens(config.max_new_tokens)
+    if tokens < config.max_new_tokens:
+        log(f"max_new_tokens={config.max_new_tokens} asked, {tokens} used: half of the context of {engine.context} tokens")
+    return tokens
 
 
 def _progress(task: Task) -> Any:
