@@ -37,7 +37,8 @@ def text_loss_of(model: GPT, ids: Tensor, targets: Tensor, token_bytes: Tensor) 
     bytes_of = torch.where(targets >= 0, token_bytes[targets.clamp(min=0)], 0)  # (B, T)
     counted = bytes_of > 0
     nats = model.loss(ids, torch.where(counted, targets, -1), reduction="none")
-    return TextLoss(float(nats.double()[counted].sum()), int(bytes_of.sum()), int(counted.sum()))
+    # added up in fp64 on the CPU: not every accelerator has it
+    return TextLoss(float(nats[counted].cpu().double().sum()), int(bytes_of.sum()), int(counted.sum()))
 
 
 def text_loss(model: GPT, rows: Iterable[np.ndarray], token_bytes: np.ndarray) -> TextLoss:

@@ -73,7 +73,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grads[0].to(grad_hidden.dtype), grad_weight * grads[0].to(grad_weight.dtype), None, None, None
+        # the factor stays in its own precision: rounded to bf16 it would scale the model's gradient by up to 0.4% beside the head's
+        return grad_hidden * grads[0], grad_weight * grads[0], None, None, None
 
 
 def _loss_and_gradient(logits: Tensor, gradient: Tensor, targets: Tensor, vocab_size: int, softcap: float) -> tuple[Tensor, Tensor]:

@@ -157,7 +157,7 @@ def validation_hook(
         for start in range(0, len(mine), batch_rows):
             ids, targets = (to_device(part, runtime) for part in pairs(mine[start : start + batch_rows]))
             total += text_loss_of(model, ids, targets, sizes)
-        sums = torch.tensor([total.nats, total.text_bytes, total.tokens], dtype=torch.float64, device=runtime.device)
+        sums = torch.tensor([total.nats, total.text_bytes, total.tokens], dtype=torch.float64, device="cuda" if runtime.device.type == "cuda" else "cpu")
         nats, text_bytes, tokens = runtime.all_reduce(sums).tolist()
         whole = TextLoss(nats, int(text_bytes), int(tokens))
         return None if whole.bpb is None else Validation(bpb=whole.bpb, loss=nats / tokens)
