@@ -110,6 +110,15 @@ def test_every_attempt_stays_in_the_provenance(tmp_path: Path) -> None:
     assert attempts[1]["packages"]["torch"]
 
 
+def test_a_new_result_begins_a_new_story(tmp_path: Path) -> None:
+    """Else the report adds the hours of every result that ever stood in this folder."""
+    artifacts.Provenance(tmp_path, "base_train").finish("stopped")
+    artifacts.Provenance(tmp_path, "base_train").finish(steps=3)
+    artifacts.Provenance(tmp_path, "base_train").finish(steps=4)
+    (attempt,) = json.loads((tmp_path / "provenance.json").read_text())["attempts"]
+    assert attempt["steps"] == 4
+
+
 def test_a_second_writer_is_refused_with_the_owner_and_a_dead_one_frees_the_folder(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom nanochat.artifacts import exclusive\n"

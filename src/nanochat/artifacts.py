@@ -209,10 +209,11 @@ def total_memory_bytes() -> int:
 
 
 class Provenance:
-    """The story of a stage: one entry per attempt, kept across crashes in `provenance.json`.
+    """The story of one result: one entry per attempt at it, kept across crashes in `provenance.json`.
 
     Every attempt is written at its start (state "running") and completed by `finish`; an attempt that never
     finished is marked "interrupted" by the next one, so that time and money of failed attempts stay counted.
+    A story ends with the attempt that finished: what starts after it makes another result and begins a new one.
     """
 
     def __init__(self, folder: Path, stage: str, **facts: Any) -> None:
@@ -223,6 +224,8 @@ class Provenance:
             with contextlib.suppress(UserError):
                 story = read_json(self.path)
         attempts = [a if a["state"] != "running" else {**a, "state": "interrupted"} for a in story.get("attempts", [])]
+        if attempts and attempts[-1]["state"] == "finished":
+            attempts = []
         self.attempt: dict[str, Any] = {
             "start": self.started,
             "heartbeat": self.started,
