@@ -114,6 +114,7 @@ def test_failed_tokenizer_stage_leaves_no_manifest(tmp_path: Path, text: Path) -
     with pytest.raises(UserError, match=r"vocab_size=100000: .* yield only"):
         train(tmp_path / "out", [text], vocab_size=100_000)
     assert not (tmp_path / "out" / "manifest.json").exists()
+    assert json.loads((tmp_path / "out" / "provenance.json").read_text())["attempts"][-1]["state"] == "failed"
 
 
 def test_tokenizer_stage_refuses_text_without_training_split_and_scattered_outputs(tmp_path: Path) -> None:

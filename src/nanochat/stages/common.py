@@ -1,13 +1,16 @@
 """What every stage's command line has in common: flags as one-sentence contracts, and its one subtree of the experiment."""
 
 import argparse
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from nanochat.artifacts import read_json
-from nanochat.config import parse_section
+from nanochat.artifacts import Provenance, exclusive, read_json, write_json
+from nanochat.config import Section, dump, parse_section
 from nanochat.errors import UserError
+from nanochat.runtime import slurm_job_id
 
 SectionType = TypeVar("SectionType", bound=Any)
 
@@ -37,6 +40,24 @@ def read_stage_config(text: str, section: type[SectionType]) -> SectionType:
     if not isinstance(content, dict):
         raise UserError(f"--config={text}: holds a {type(content).__name__}, a JSON object is needed")
     return parse_section(section, content, "--config")
+
+
+@contextlib.contextmanager
+def attempt_at(manifest: Path, stage: str, config: Section, **facts: Any) -> Iterator[Provenance]:
+    """One attempt at the result that `manifest` will describe: its folder locked, config.json written, its story closed whatever happens."""
+    folder = manifest.parent
+    with exclusive(folder, slurm_job_id()):
+        manifest.unlink(missing_ok=True)
+        story = Provenance(folder, stage, **facts)
+        write_json(folder / "config.json", dump(config))
+        try:
+            yield story
+        except BaseException:
+            with contextlib.suppress(OSError):  # a full disk is reported by what met it first
+                story.finish("failed")
+            raise
+        if story.attempt["state"] == "running":
+            story.finish()
 
 
 def add_training_flags(parser: StageParser) -> None:

@@ -9,13 +9,11 @@ by hand  nanochat fetch --config '{"source": "fables"}' --manifest resources/fab
 
 from pathlib import Path
 
-from nanochat.artifacts import Provenance, exclusive, write_json
-from nanochat.config import FetchStage, dump
+from nanochat.config import FetchStage
 from nanochat.data.fetch import fetch
 from nanochat.data.sources import SOURCES, Source, user_source
 from nanochat.errors import UserError
-from nanochat.runtime import slurm_job_id
-from nanochat.stages.common import read_stage_config, stage_parser
+from nanochat.stages.common import attempt_at, read_stage_config, stage_parser
 
 
 def main(arguments: list[str]) -> None:
@@ -28,16 +26,8 @@ def main(arguments: list[str]) -> None:
 
     config = read_stage_config(options.config, FetchStage)
     source = find_source(config)
-    folder = options.manifest.parent
-    with exclusive(folder, slurm_job_id()):
-        provenance = Provenance(folder, "fetch")
-        write_json(folder / "config.json", dump(config))
-        state = "failed"
-        try:
-            fetch(source, config.part, options.manifest, wheels=options.wheels, chunk_shards=config.chunk_shards, shards=config.shards)
-            state = "finished"
-        finally:
-            provenance.finish(state)
+    with attempt_at(options.manifest, "fetch", config):
+        fetch(source, config.part, options.manifest, wheels=options.wheels, chunk_shards=config.chunk_shards, shards=config.shards)
 
 
 def find_source(config: FetchStage) -> Source:

@@ -31,14 +31,14 @@ from typing import BinaryIO
 
 import numpy as np
 
-from nanochat.artifacts import Provenance, atomic_path, exclusive, write_json, write_manifest
+from nanochat.artifacts import atomic_path, write_manifest
 from nanochat.config import TokenizeStage, dump
 from nanochat.data.documents import read_row_group, row_groups, text_files
 from nanochat.data.packing import fill_rows, pack_documents
 from nanochat.data.rows import DTYPES, TOKENS_FILE, token_dtype
 from nanochat.errors import UserError
-from nanochat.runtime import log, slurm_job_id
-from nanochat.stages.common import positive_int, read_stage_config, stage_parser
+from nanochat.runtime import log
+from nanochat.stages.common import attempt_at, positive_int, read_stage_config, stage_parser
 from nanochat.tokenizer import Tokenizer
 
 BUFFER_TOKENS = 1 << 26  # packed together: more choice than 1,000 documents give, in about 0.5 GB of memory
@@ -51,11 +51,7 @@ def main(arguments: list[str]) -> None:
     """Encode, pack, write."""
     flags = _flags(arguments)
     config = read_stage_config(flags.config, TokenizeStage)
-    folder = flags.manifest.parent
-    with exclusive(folder, slurm_job_id()):
-        flags.manifest.unlink(missing_ok=True)
-        provenance = Provenance(folder, "tokenize", workers=flags.workers)
-        write_json(folder / "config.json", dump(config))
+    with attempt_at(flags.manifest, "tokenize", config, workers=flags.workers) as story:
         files = text_files(flags.text, config.split)
         if not files:
             raise UserError(f"--text={flags.text}: lists no {config.split} text; give the manifest of a part that has some")
@@ -64,7 +60,7 @@ def main(arguments: list[str]) -> None:
 
         started = time.monotonic()
         counts: Counter[str] = Counter()
-        with atomic_path(folder / TOKENS_FILE) as temporary, temporary.open("wb") as output:
+        with atomic_path(flags.manifest.parent / TOKENS_FILE) as temporary, temporary.open("wb") as output:
             encoded = _encode(files, flags.tokenizer, dtype, flags.workers)
             for portion in _portions(_watched(encoded, counts, started), BUFFER_TOKENS):
                 counts.update(_write_rows(output, *portion, bos=tokenizer.bos, row_tokens=row_tokens))
@@ -80,7 +76,7 @@ def main(arguments: list[str]) -> None:
             counts={**_complete(counts), "row_tokens": row_tokens, "dtype": dtype, "vocab_size": tokenizer.vocab_size},
         )
         log(f"{counts['rows']:,} rows, {counts['cropped_tokens']:,} of {counts['tokens']:,} tokens cropped, {elapsed_s:.1f} s")
-        provenance.finish(elapsed_s=elapsed_s, text_bytes_per_s=counts["text_bytes"] / elapsed_s)
+        story.finish(elapsed_s=elapsed_s, text_bytes_per_s=counts["text_bytes"] / elapsed_s)
 
 
 def _flags(arguments: list[str]) -> Namespace:

@@ -17,14 +17,14 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from nanochat.artifacts import Provenance, exclusive, write_json, write_manifest
+from nanochat.artifacts import write_json, write_manifest
 from nanochat.compression import compare, load_references
 from nanochat.config import TokenizerStage, dump
 from nanochat.data.documents import documents, interleaved, text_files
 from nanochat.data.sample_texts import SAMPLE_TEXTS
 from nanochat.errors import UserError
-from nanochat.runtime import log, slurm_job_id
-from nanochat.stages.common import read_stage_config, stage_parser
+from nanochat.runtime import log
+from nanochat.stages.common import attempt_at, read_stage_config, stage_parser
 from nanochat.tokenizer import Tokenizer, train_tokenizer, training_texts
 
 SAMPLE_DOCUMENTS = 1_024  # of each split of each source, for the comparison
@@ -36,11 +36,7 @@ def main(arguments: list[str]) -> None:
     """Train, measure, write."""
     flags = _flags(arguments)
     config = read_stage_config(flags.config, TokenizerStage)
-    folder = flags.manifest.parent
-    with exclusive(folder, slurm_job_id()):
-        flags.manifest.unlink(missing_ok=True)
-        provenance = Provenance(folder, "tokenizer")
-        write_json(folder / "config.json", dump(config))
+    with attempt_at(flags.manifest, "tokenizer", config) as story:
         train_files = [files for path in flags.text if (files := text_files(path, "train"))]
         validation_files = [files for path in flags.text if (files := text_files(path, "validation"))]
         if not train_files:
@@ -69,7 +65,7 @@ def main(arguments: list[str]) -> None:
             outputs=[getattr(flags, name).name for name in OUTPUTS],
             counts={"vocab_size": tokenizer.vocab_size, "special_tokens": len(tokenizer.special_tokens), "text_chars": seen.chars},
         )
-        provenance.finish(train_s=train_s, text_chars=seen.chars)
+        story.finish(train_s=train_s, text_chars=seen.chars)
 
 
 def _flags(arguments: list[str]) -> Namespace:
