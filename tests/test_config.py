@@ -85,6 +85,7 @@ def test_a_complete_experiment_is_accepted() -> None:
         ("runs.tiny.evaluate.arc_easy.source", "presidential_messages", ["runs.tiny.evaluate.arc_easy.source='presidential_messages'", "arc_easy_hf"]),
         ("runs.tiny.evaluate.arithmetic.source", "gsm8k", ["runs.tiny.evaluate.arithmetic.source='gsm8k'", "generated"]),
         ("runs.tiny.evaluate.arithmetic.phases", [], ["runs.tiny.evaluate.arithmetic.phases=[]"]),
+        ("runs.tiny.evaluate.smoltalk", {}, ["runs.tiny.evaluate.smoltalk", "nobody grades"]),
         ("runs.report", EXPERIMENT["runs"]["tiny"], ["runs.report", "another name"]),
     ],
 )
@@ -177,6 +178,26 @@ def test_sharded_sources_are_cut_into_chunks_and_the_validation_shard_stands_apa
     experiment = config.validate(content)
     names = [chunk.name for chunk in config.corpus_chunks(experiment, "speeches")]
     assert names == [f"fineweb_edu_100b.train-{index:03d}" for index in range(3)] + ["fineweb_edu_100b.validation"]
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"shards": 16}, None),
+        ({"shards": 33}, None),
+        ({"shards": 20}, "corpora.other.shards=20: another corpus reads more of fineweb_edu_100b, in chunks of 16; take a multiple of 16"),
+        ({"shards": 16, "chunk_shards": 8}, "corpora.other.chunk_shards=8: corpora.speeches cuts fineweb_edu_100b into chunks of 16"),
+    ],
+)
+def test_corpora_that_share_shards_share_their_chunks(other: dict, words: str | None) -> None:
+    """Else the smaller corpus would silently be given the chunks of the larger one."""
+    content = with_value("corpora.speeches", {"sources": ["fineweb_edu_100b"], "sequence_len": 128, "shards": 33})
+    content["corpora"]["other"] = {**content["corpora"]["speeches"], **other}
+    if words is None:
+        config.validate(content)
+        return
+    with pytest.raises(UserError, match=words):
+        config.validate(content)
 
 
 def test_importing_the_schema_loads_no_heavy_library() -> None:

@@ -31,6 +31,7 @@ def find_problems(experiment: Experiment) -> list[str]:
                 problems.append(f"corpora.{name}.sources={source!r}: licence unclear ({SOURCES[source].licence}); {cure}")
         if len(set(corpus.sources)) < len(corpus.sources):
             problems.append(f"corpora.{name}.sources={corpus.sources}: names a source twice; name each once")
+    problems += _shard_problems(experiment)
     for name, tokenizer in experiment.tokenizers.items():
         check(f"tokenizers.{name}.corpus", tokenizer.corpus, experiment.corpora)
     for name, run in experiment.runs.items():
@@ -48,6 +49,26 @@ def find_problems(experiment: Experiment) -> list[str]:
     return problems
 
 
+def _shard_problems(experiment: Experiment) -> list[str]:
+    """Corpora that share a source which comes in shards share its chunks too: each must be made of whole ones."""
+    problems = []
+    for source in sorted({source for corpus in experiment.corpora.values() for source in corpus.sources if source in SOURCES}):
+        if (total := SOURCES[source].shards) is None:
+            continue
+        users = {name: corpus for name, corpus in experiment.corpora.items() if source in corpus.sources}
+        first, chunk = next((name, corpus.chunk_shards) for name, corpus in users.items())
+        most = max(corpus.shards or total for corpus in users.values())
+        for name, corpus in users.items():
+            place, shards = f"corpora.{name}", corpus.shards or total
+            if corpus.chunk_shards != chunk:
+                cure = f"corpora.{first} cuts {source} into chunks of {chunk}; use the same in both"
+                problems.append(f"{place}.chunk_shards={corpus.chunk_shards}: {cure}")
+            elif shards != most and shards % chunk:
+                cure = f"another corpus reads more of {source}, in chunks of {chunk}; take a multiple of {chunk}"
+                problems.append(f"{place}.shards={shards}: {cure}")
+    return problems
+
+
 def _task_problems(name: str, run: Run) -> list[str]:
     uses = [(f"runs.{name}.evaluate.{task}", task, settings.split, settings.source) for task, settings in run.evaluate.items() if task != "bpb"]
     for stage in ("mid_train", "chat_sft"):
@@ -57,6 +78,8 @@ def _task_problems(name: str, run: Run) -> list[str]:
     for place, task, split, source in uses:
         if task not in TASKS:
             problems.append(f"{place}={task!r}: no such task; choose one of {', '.join(sorted([*TASKS, 'bpb']))}")
+        elif TASKS[task].kind == "conversation" and place.endswith(f".evaluate.{task}"):
+            problems.append(f"{place}: conversations that nobody grades; evaluate another task")
         elif split not in TASKS[task].sources:
             problems.append(f"{place}: task {task} has no split {split!r}; choose one of {', '.join(TASKS[task].sources)}")
         elif source is not None and source not in (known := TASKS[task].sources[split]):
