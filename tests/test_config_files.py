@@ -52,6 +52,22 @@ def test_the_speedrun_is_the_model_that_its_comment_promises() -> None:
     assert experiment.corpora[run.corpus].shards * shard_chars > params * 20 * chars_per_token  # type: ignore[operator]
 
 
+def test_asking_for_more_shards_changes_no_chunk_that_is_there() -> None:
+    """Each chunk's fetch config is a tracked parameter: were it to name the total, 24 GB would be fetched again."""
+    content = yaml.safe_load((ROOT / "configs" / "speedrun.yaml").read_text(encoding="utf-8"))
+
+    def fetch_configs(shards: int) -> dict[str, dict[str, Any]]:
+        content["corpora"]["fineweb_edu"]["shards"] = shards
+        experiment = config.validate(content)
+        parts = [chunk.part for chunk in config.corpus_chunks(experiment, "fineweb_edu")]
+        return {part: config.fetch_config(experiment, "fineweb_edu_100b", part) for part in parts}
+
+    few, many, odd = fetch_configs(240), fetch_configs(300), fetch_configs(250)
+    assert few.items() < many.items()
+    assert {part for part in few if few[part] != odd[part]} == set()
+    assert (odd["train-015"]["shards"], many["train-015"]["shards"]) == (250, 256)
+
+
 def test_a_profile_holds_no_value_of_an_experiment() -> None:
     experiment_words = set(config.Run.model_fields) | set(config.BaseTrain.model_fields) | set(config.Tune.model_fields) | set(config.Corpus.model_fields)
     stages = {"base_train", "mid_train", "chat_sft"}  # rule names
