@@ -65,6 +65,7 @@ def _metric_name(task: str) -> str:
 READING_AID = Bullets(
     (
         "Small print behind a score: its 95% Wilson interval. `-`: no such score in this phase.",
+        "A base model is asked in plain text, the phases after it as in a chat.",
         *(
             f"{name}: mean of (score - guessing) / (1 - guessing) over {', '.join(title(task) for task in tasks)}; only where each of them has a score."
             for name, tasks in CHATCORE.items()
