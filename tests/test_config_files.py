@@ -8,6 +8,9 @@ import yaml
 
 from nanochat import config
 from nanochat.data.sources import SOURCES
+from nanochat.stages.base_train import model_configs
+from nanochat.stages.training import shape_of
+from nanochat.train.scaling import plan_base_train
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = [ROOT / "config.yaml", *sorted((ROOT / "configs").glob("*.yaml")), ROOT / "tests" / "tiny.yaml"]
@@ -50,6 +53,18 @@ def test_the_speedrun_is_the_model_that_its_comment_promises() -> None:
     assert (params, steps, steps * resolved["horizon"]["batch_tokens"]) == (560_988_160, 21_400, 11_219_763_200)
     shard_chars, chars_per_token = 250e6, 4.8
     assert experiment.corpora[run.corpus].shards * shard_chars > params * 20 * chars_per_token  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("name", "run"), [("speedrun", "d20"), ("gpt2", "d24")])
+def test_micro_batches_for_gpus_fit_by_our_own_estimate(name: str, run: str) -> None:
+    """Out of memory after hours in a queue is the dearest way to learn that they do not; twice the rows would not fit."""
+    experiment = config.load(ROOT / "configs" / f"{name}.yaml")
+    section = experiment.runs[run].base_train
+    resolved = config.resolve_base_train(section, experiment.runs[run].recipe)
+    vocab_size = experiment.tokenizers[experiment.runs[run].tokenizer].vocab_size
+    shape = shape_of(*model_configs(resolved, section.depth, vocab_size, experiment.corpora[experiment.runs[run].corpus].sequence_len))
+    plan = plan_base_train({**resolved, "micro_batch_rows": None}, shape, ranks=8, memory_bytes=80 << 30)
+    assert section.micro_batch_rows == plan.micro_batch_rows
 
 
 def test_asking_for_more_shards_changes_no_chunk_that_is_there() -> None:
