@@ -226,3 +226,13 @@ def test_wrong_inputs_are_one_sentence(tmp_path: Path, text: Path, vocabulary: P
     write_manifest(other / "manifest.json", stage="fetch", config={}, inputs={}, outputs=["train-00000.parquet"], counts={})
     with pytest.raises(UserError, match="not a readable parquet file"):
         rows_of(tmp_path / "d", other / "manifest.json", vocabulary)
+
+
+def test_text_with_a_flipped_bit_is_refused_with_its_file(tmp_path: Path, vocabulary: Path) -> None:
+    manifest = fetched(tmp_path / "text", {"train-00000.parquet": TRAIN[:20]})
+    file = manifest.parent / "train-00000.parquet"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"train-00000.parquet: damaged .* delete .*manifest.json and run again"):
+        rows_of(tmp_path / "out", manifest, vocabulary)

@@ -46,6 +46,12 @@ def test_a_trained_model_saved_and_loaded_has_the_same_logits(tmp_path: Path, fe
     assert all(parameter.requires_grad and parameter.dtype == torch.float32 for parameter in loaded.parameters())
 
 
+def test_weights_are_as_readable_as_any_file_of_their_owner(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    save_weights(GPT(config()), tmp_path / "weights")
+    assert (tmp_path / "weights").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_equal_weights_give_equal_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save_weights(shaken(config()), tmp_path / name)

@@ -77,8 +77,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and str(error.filename) in (str(None), str(temporary)):
+            error.filename = str(path)  # a full disk is reported with the file that was to be written
         raise
 
 
@@ -154,7 +156,7 @@ def read_manifest(path: Path, *, stage: str | None = None) -> dict[str, Any]:
         if not file.is_file():
             raise UserError(f"{file}: missing, though its manifest lists it; delete {path} and run again to rebuild it")
         if (size := file.stat().st_size) != stated["bytes"]:
-            raise UserError(f"{file}: {size} bytes, its manifest says {stated['bytes']}; delete it and run again to rebuild it")
+            raise UserError(f"{file}: {size} bytes, its manifest says {stated['bytes']}; delete {path} and run again to rebuild it")
     return manifest
 
 
@@ -166,7 +168,7 @@ def verified_file(manifest_path: Path, name: str) -> Path:
         raise UserError(f"{manifest_path}: lists no file {name!r}; run the stage that makes it again")
     file = manifest_path.parent / name
     if sha256_file(file) != stated["sha256"]:
-        raise UserError(f"{file}: damaged (sha256 differs from its manifest); delete it and run again to rebuild it")
+        raise UserError(f"{file}: damaged (sha256 differs from its manifest); delete {manifest_path} and run again to rebuild it")
     return file
 
 

@@ -6,16 +6,20 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nanochat.artifacts import read_manifest
+from nanochat.artifacts import read_manifest, verified_file
 from nanochat.errors import UserError
 
 COLUMN = "text"
 
 
-def text_files(manifest_path: Path, split: str) -> list[Path]:
-    """The files of `split` that a fetch manifest lists, in order; train: train-00000.parquet ..., validation: validation.parquet."""
+def text_files(manifest_path: Path, split: str, *, verify: bool = False) -> list[Path]:
+    """The files of `split` that a fetch manifest lists, in order; train: train-00000.parquet ..., validation: validation.parquet.
+
+    `verify`: compare their sha256 (UserError); cheap for who reads all of them, and parquet would not notice a flipped bit.
+    """
     names = read_manifest(manifest_path, stage="fetch")["outputs"]
-    return [Path(manifest_path).parent / name for name in sorted(names) if name.startswith(split) and name.endswith(".parquet")]
+    wanted = [name for name in sorted(names) if name.startswith(split) and name.endswith(".parquet")]
+    return [verified_file(manifest_path, name) if verify else Path(manifest_path).parent / name for name in wanted]
 
 
 def row_groups(path: Path) -> int:

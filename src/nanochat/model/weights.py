@@ -28,6 +28,9 @@ def save_weights(model: GPT, path: Path) -> None:
             if not (number := re.search(r"os error (\d+)", str(error))):
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # the library makes it unreadable for everybody else who shares the results
 
 
 def load_weights(model: GPT, path: Path) -> None:

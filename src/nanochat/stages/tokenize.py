@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
     flags = _flags(arguments)
     config = read_stage_config(flags.config, TokenizeStage)
     with attempt_at(flags.manifest, "tokenize", config, workers=flags.workers) as story:
-        files = text_files(flags.text, config.split)
+        files = text_files(flags.text, config.split, verify=True)
         if not files:
             raise UserError(f"--text={flags.text}: lists no {config.split} text; give the manifest of a part that has some")
         tokenizer = Tokenizer.load(flags.tokenizer)

@@ -43,8 +43,12 @@ class MetricsFile:
 
     def write(self, **values: Any) -> None:
         """Append one line."""
-        self.file.write(json.dumps(values) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(values) + "\n")
+            self.file.flush()
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
 
     def close(self) -> None:
         """Close the file. A disk that is full has been reported by `write`."""

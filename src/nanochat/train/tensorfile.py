@@ -1,11 +1,10 @@
 """Named tensors as one safetensors file, written in a stream: hashed on the way, one tensor at a time in host memory.
 
-The library's own writer hides a full disk behind an error of its own; here it stays an OSError that names the file.
+The library's own writer hides a full disk behind an error of its own; here it stays an OSError.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,17 +51,10 @@ def tensor_bytes(tensor: Tensor) -> "Buffer":
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write `tensors` to `path`, atomically; returns the sha256. Equal tensors give equal bytes."""
     digest = hashlib.sha256()
-    with atomic_path(path) as temporary:
-        try:
-            with temporary.open("wb") as file:
-                for piece in (header(tensors), *(tensor_bytes(tensor) for _, tensor in sorted(tensors.items()))):
-                    file.write(piece)
-                    digest.update(piece)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            error.filename = error.filename or str(path)
-            raise
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        for piece in (header(tensors), *(tensor_bytes(tensor) for _, tensor in sorted(tensors.items()))):
+            file.write(piece)
+            digest.update(piece)
     return digest.hexdigest()
 
 
