@@ -7,7 +7,7 @@ from nanochat.report.inputs import Inputs
 
 
 def configuration_section(inputs: Inputs) -> Section:
-    """The subtree of every finished training stage and tokenizer; defaults are left out, as in the experiment file."""
+    """The resolved config of every finished training stage and tokenizer."""
     items = [(f"{training.run}/{training.stage}", training.config) for training in inputs.trainings if training.finished]
     items += [(f"tokenizer {item.path.parent.name}", item.config) for item in inputs.tokenizers]
     blocks: list[Block] = [Fold(name, (Code(json.dumps(config, indent=2, ensure_ascii=False)),)) for name, config in items]
