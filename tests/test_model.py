@@ -347,3 +347,27 @@ def test_positions_beyond_the_context_are_refused() -> None:
         model(some_ids(1, 9), cache)
     with pytest.raises(ValueError, match="rows=2: the cache holds 1"):
         model(some_ids(2, 1), cache)
+
+
+# --- devices ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_nothing_leaves_the_device_of_the_weights(variant: dict[str, Any]) -> None:
+    """On "meta", which like a GPU takes the plain operations and refuses to mix with tensors in host memory; bf16 as there."""
+    shape = config(**variant)
+    with torch.device("meta"):
+        model = GPT(shape, dtype=torch.bfloat16)
+    ids = torch.empty(2, 40, dtype=torch.long, device="meta")
+    total, counted = model.loss(ids, ids)
+    (total / 5).backward()
+    assert {total.dtype, *(parameter.grad.dtype for parameter in model.parameters() if parameter.grad is not None)} == {torch.float32}
+    assert all(parameter.grad is not None and parameter.grad.is_meta for parameter in model.parameters()) and counted.is_meta
+    with torch.no_grad():
+        cache = KVCache(shape, 2, device="meta", dtype=torch.bfloat16)
+        model.hidden(ids[:, :16], cache)
+        cache.truncate([10, 16])
+        assert model(ids[:, :1], cache).is_meta and model.loss(ids, ids, reduction="none").is_meta
+    model.cos = torch.zeros(model.cos.shape)  # a table that stayed behind is noticed
+    with pytest.raises(RuntimeError, match="meta"):
+        model(ids)
