@@ -15,11 +15,13 @@ from typing import ClassVar, Literal
 
 from nanochat.errors import UserError
 from nanochat.tasks.base import Conversation, Task, check_split, exchange, part, read_rows
+from nanochat.tasks.common_words import COMMON_WORDS
 from nanochat.tasks.draw import Draw, keyed_number
 from nanochat.tasks.gsm8k import final_number
 
 MIN_LETTERS, MAX_LETTERS = 3, 9
-SHORT_LETTERS, SHORT_PERCENT = 6, 60  # a third of the words, drawn in more than 60 of 100 rows
+COMMON_PERCENT = 40  # of the rows ask for a common word
+SHORT_LETTERS, SHORT_PERCENT = 6, 60  # a third of the words, drawn in more than 60 of 100 of the other rows
 TEST_SHARE = 10  # one word in ten is a test word
 DEFAULT_ROWS = {"train": 20_000, "test": 256}
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
@@ -77,6 +79,7 @@ class WordTask(Task):
         self.words = usable_words([row["word"] for row in read_rows(files)], split)
         if not self.words:
             raise UserError(f"{files[0]}: no word of {MIN_LETTERS} to {MAX_LETTERS} letters a-z for split {split}; fetch word_list again")
+        self.common = usable_words(COMMON_WORDS, split)
         self.short = [word for word in self.words if len(word) <= SHORT_LETTERS] or self.words
         self.split, self.seed, self.count = split, seed, rows or DEFAULT_ROWS[split]
 
@@ -90,7 +93,9 @@ class WordTask(Task):
         return Draw(self.name, self.split, self.seed, index)
 
     def word(self, draw: Draw) -> str:
-        """A word, more often a short one."""
+        """A common word, or any; more often a short one."""
+        if draw.chance(COMMON_PERCENT):
+            return draw.choice(self.common)
         return draw.choice(self.short if draw.chance(SHORT_PERCENT) else self.words)
 
 
