@@ -37,6 +37,7 @@ rule base_train:
             --tokenizer {input.tokenizer:q} \
             --weights {output.weights:q} \
             --manifest {output.manifest:q} \
+            --device "$(device {resources.gpu})" \
             --ranks "$(ranks {resources.gpu})" \
             --threads "$(threads_per_rank {threads} {resources.gpu})" \
             --max-seconds "$(seconds_to_train {resources.runtime})" \

@@ -38,6 +38,7 @@ rule evaluate_task:
             --data {input.data:q} \
             --tokens {input.tokens:q} \
             --score {output.score:q} \
+            --device "$(device {resources.gpu})" \
             --threads {threads} \
             2>&1 | keep_log {log:q}
         """

@@ -14,6 +14,9 @@ keep_log() {
 # ranks GPUS: how many processes train together; one on a machine without GPUs.
 ranks() { echo $(($1 > 1 ? $1 : 1)); }
 
+# device GPUS: a job that was given GPUs must find them; falling back to the CPU would waste a node for hours.
+device() { if [ "$1" -gt 0 ]; then echo cuda; else echo auto; fi; }
+
 # threads_per_rank THREADS GPUS: a rank's share of the job's threads, at least one.
 threads_per_rank() { echo $(($1 / $(ranks "$2") > 1 ? $1 / $(ranks "$2") : 1)); }
 

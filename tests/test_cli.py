@@ -95,6 +95,17 @@ def test_a_used_up_time_budget_becomes_a_stop_request() -> None:
     assert request.reason == "time limit"
 
 
+def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for name, value in (("RANK", "4"), ("LOCAL_RANK", "4"), ("WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"--ranks=8: this job sees 4 GPUs and each rank needs one; give --ranks 4"):
+        runtime.Runtime.start(device="cuda")
+
+
 def test_an_absent_device_is_refused_with_those_that_are_there() -> None:
     import torch
 

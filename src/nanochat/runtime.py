@@ -156,6 +156,8 @@ class Runtime:
         chosen = _choose_device(device)
         rank, local_rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
         if chosen.type == "cuda":
+            if local_rank >= (present := torch.cuda.device_count()):
+                raise UserError(f"--ranks={world_size}: this job sees {present} GPUs and each rank needs one; give --ranks {present} or ask for more GPUs")
             chosen = torch.device("cuda", local_rank)
             torch.cuda.set_device(chosen)
             # cuBLAS needs a fixed workspace for bit-equal results; it reads this when its handle is made
