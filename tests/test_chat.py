@@ -178,7 +178,10 @@ def test_damaged_weights_and_a_missing_tokenizer_are_refused(results: Path, tmp_
     assert "found: none" in chat(copy, "-p", "hi", code=2).stderr
 
 
-@pytest.mark.parametrize("arguments", [["-t", "-1"], ["-t", "nan"], ["-k", "-1"], ["-k", "x"], ["--max-new-tokens", "0"], ["-p", " "], ["--colour"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["-t", "-1"], ["-t", "nan"], ["-k", "-1"], ["-k", "x"], ["--max-new-tokens", "0"], ["--seed", "-1"], ["--seed", "9" * 20], ["-p", " "], ["--colour"]],
+)
 def test_wrong_flags_are_one_sentence(tmp_path: Path, arguments: list[str]) -> None:
     said = chat(tmp_path, *arguments, code=2).stderr
     assert said.startswith("nanochat: error:") and said.count("\n") == 1

@@ -77,7 +77,7 @@ def _flags(arguments: list[str]) -> Namespace:
     parser.add_argument("-t", "--temperature", type=temperature, default=0.6, help="0: always the likeliest token (default: 0.6)")
     parser.add_argument("-k", "--top-k", type=top_k, default=50, help="choose among so many tokens, 0: all (default: 50)")
     parser.add_argument("--max-new-tokens", type=count, default=256, help="longest answer (default: 256)")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same words: same answers (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="same seed, same words: same answers (default: 0)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: cuda, else mps, else cpu")
     parser.add_argument("--threads", type=count, help="CPU threads")
     flags = parser.parse_args(arguments)
@@ -98,6 +98,14 @@ def top_k(text: str) -> int:
     """A number of tokens to choose among, 0 for all; ValueError if it is none."""
     value = int(text)
     if value < 0:
+        raise ValueError(text)
+    return value
+
+
+def seed(text: str) -> int:
+    """What starts a generator of random numbers; ValueError if it is too large for one."""
+    value = int(text)
+    if not 0 <= value < 1 << 63:
         raise ValueError(text)
     return value
 
