@@ -44,9 +44,9 @@ MODERN: dict[str, Any] = {
 
 COMPACT: dict[str, Any] = {
     "architecture": {**MODERN["architecture"], "head_dim": 64},
-    "optimizer": {**MODERN["optimizer"], "matrix_weight_decay": 0.0, "scale_weight_decay": False, "momentum_warmup_steps": 100},
+    "optimizer": {**MODERN["optimizer"], "matrix_lr": 0.04, "matrix_weight_decay": 0.0, "scale_weight_decay": False, "momentum_warmup_steps": 100},
     "schedule": {**MODERN["schedule"], "warmup_steps": 10},
-    "horizon": {"tokens_per_param": 12.0, "counted_params": "scaling", "batch_tokens": 4096, "scale_lr_with_batch": False},
+    "horizon": {"tokens_per_param": 12.0, "counted_params": "scaling", "batch_tokens": 2048, "scale_lr_with_batch": False},
 }  # fmt: skip
 
 RECIPES: dict[str, dict[str, Any]] = {"classic-2025-11": CLASSIC, "modern-2026-07": MODERN, "compact-2026-11": COMPACT}
