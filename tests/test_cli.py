@@ -40,6 +40,9 @@ def exit_code(monkeypatch: pytest.MonkeyPatch, raised: BaseException | None) -> 
         (Stopped("stopped at step 3"), 75),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.bin"), 2),
         (PermissionError(errno.EROFS, os.strerror(errno.EROFS), "results/x.bin"), 2),
+        (MemoryError(), 2),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 2),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2.00 GiB"), 2),
         (KeyboardInterrupt(), 130),
     ],
 )
@@ -50,6 +53,8 @@ def test_each_kind_of_end_has_its_exit_code(monkeypatch: pytest.MonkeyPatch, rai
 def test_a_defect_is_not_disguised_as_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ZeroDivisionError):
         exit_code(monkeypatch, ZeroDivisionError())
+    with pytest.raises(RuntimeError, match="shapes"):
+        exit_code(monkeypatch, RuntimeError("shapes do not fit"))
 
 
 def test_an_unknown_verb_is_one_sentence() -> None:

@@ -86,6 +86,8 @@ def test_a_complete_experiment_is_accepted() -> None:
         ("runs.tiny.evaluate.arithmetic.source", "gsm8k", ["runs.tiny.evaluate.arithmetic.source='gsm8k'", "generated"]),
         ("runs.tiny.evaluate.arithmetic.phases", [], ["runs.tiny.evaluate.arithmetic.phases=[]"]),
         ("runs.tiny.evaluate.smoltalk", {}, ["runs.tiny.evaluate.smoltalk", "nobody grades"]),
+        ("runs.tiny.chat_sft.mixture", [{"task": "identity", "epochs": 1e300}], ["runs.tiny.chat_sft.mixture.0.epochs=1e+300"]),
+        ("runs.tiny.chat_sft.mixture", [{"task": "arithmetic", "rows": 10**12}], ["runs.tiny.chat_sft.mixture.0.rows=1000000000000"]),
         ("runs.report", EXPERIMENT["runs"]["tiny"], ["runs.report", "another name"]),
     ],
 )
@@ -142,6 +144,11 @@ def test_a_subtree_is_read_back_as_it_was() -> None:
     run = config.validate(EXPERIMENT).runs["tiny"]
     section = config.parse_section(config.BaseTrainStage, config.base_train_config(run), "--config")
     assert config.dump(section) == config.base_train_config(run)
+
+
+def test_a_recipe_that_does_not_exist_is_one_sentence_in_the_stage_too() -> None:
+    with pytest.raises(UserError, match="recipe='nope': not defined; choose one of classic"):
+        config.resolve_base_train(config.BaseTrain(depth=1), "nope")
 
 
 def test_overrides_win_over_the_recipe_and_the_rest_follows_it() -> None:

@@ -35,6 +35,7 @@ WORDS = {
     "PositiveInt": "whole number above 0",
     "Seed": "whole number from 0 up",
     "Fraction": "number from 0 to 1",
+    "Epochs": "number above 0, at most 10,000",
     "Rate": "number from 0",
     "Beta": "number from 0 to below 1",
     "int": "whole number",

@@ -58,8 +58,18 @@ def main(arguments: list[str] | None = None) -> None:
         if error.errno not in DISK_FULL:
             raise
         _fail(f"{error.filename or 'an output'}: could not be written ({error.strerror}); free some space and run again, nothing finished is lost")
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        why = f"not enough memory ({(str(error).splitlines() or ['refused'])[0][:200]})"
+        _fail(f"{why}; lower micro_batch_rows or batch_rows, or the size of the model, or take a larger machine")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether Python, the CPU or a GPU has refused memory; torch says so with errors of its own, known by name without importing it."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _fail(sentence: str) -> None:

@@ -15,6 +15,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 NOT_A_RUN = ("report", "tokenizers", "tokens")  # folders of results/ that hold something else
 Name = Annotated[str, Field(pattern=NAME, max_length=64)]
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+Epochs = Annotated[float, Field(gt=0, le=10_000)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63, strict=True)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(ge=0.0)]
@@ -160,8 +161,8 @@ class MixtureItem(Section):
     task: str
     split: str = "train"
     source: str | None = None  # absent: the task's first choice
-    rows: PositiveInt | None = None  # use a seeded sample of this many (for a generator: make this many)
-    epochs: Annotated[float, Field(gt=0)] = 1.0  # how often each row is seen
+    rows: Annotated[int, Field(gt=0, le=100_000_000, strict=True)] | None = None  # use a seeded sample of this many (for a generator: make this many)
+    epochs: Epochs = 1.0  # how often each row is seen
 
 
 class Tune(TrainCommon):
@@ -169,7 +170,7 @@ class Tune(TrainCommon):
 
     mixture: Annotated[list[MixtureItem], Field(min_length=1)]
     validation: list[MixtureItem] = []  # absent: a held-out share of the mixture
-    epochs: Annotated[float, Field(gt=0)] = 1.0  # passes over the whole mixture
+    epochs: Epochs = 1.0  # passes over the whole mixture
     lr_fraction: Annotated[float, Field(gt=0)] = 1.0  # of the base rates, at the start
     warmup_fraction: Fraction = 0.0
     warmdown_fraction: Fraction = 0.5

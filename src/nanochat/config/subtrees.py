@@ -21,6 +21,7 @@ from nanochat.config.schema import (
     UserSource,
 )
 from nanochat.data.sources import Source
+from nanochat.errors import UserError
 from nanochat.recipes import RECIPES
 from nanochat.tasks import TASKS
 
@@ -71,6 +72,8 @@ class TokenizeStage(Section):
 
 def resolve_base_train(section: BaseTrain, recipe: str) -> dict[str, Any]:
     """Every hyper-parameter of base_train: the recipe with the run's overrides on top."""
+    if recipe not in RECIPES:
+        raise UserError(f"recipe={recipe!r}: not defined; choose one of {', '.join(sorted(RECIPES))}")
     resolved: dict[str, Any] = section.model_dump(exclude={"architecture", "optimizer", "schedule", "horizon", "recipe"}, mode="json")
     for part in ("architecture", "optimizer", "schedule", "horizon"):
         overrides = getattr(section, part).model_dump(exclude_none=True, mode="json")
