@@ -291,6 +291,17 @@ def test_runs_are_compared_side_by_side(tmp_path: Path) -> None:
     assert "large" not in render.markdown(only)
 
 
+def test_bits_per_byte_of_different_texts_are_not_compared(tmp_path: Path) -> None:
+    files = finished_run(tmp_path, "wiki")
+    assert "do not compare" not in pages(files)[0]
+    same = [training(tmp_path, run, "base", {"tokens.a.validation": files["tokens"][0]}) for run in ("one", "two")]
+    assert "do not compare" not in pages({**files, "run_manifests": same, "scores": []})[0]
+    other = training(tmp_path, "other", "base", {"tokens.b.validation": files["tokens"][0]})
+    markdown = pages({**files, "run_manifests": [*same, other], "scores": []})[0]
+    assert "- **Best validation bits per byte**: not available (the runs are validated on different texts" in markdown
+    assert "their bits per byte do not compare." in markdown
+
+
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 

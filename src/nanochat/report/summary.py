@@ -127,8 +127,16 @@ def _best_bpb(inputs: Inputs) -> Cell | None:
     values = [(min(series), training) for training in inputs.trainings if training.phase == "base" and (series := training.series("val_bpb")[1])]
     if not values:
         return None
+    if _texts_differ(inputs):
+        return text.unavailable("the runs are validated on different texts, whose bits do not compare")
     value, training = min(values, key=lambda pair: pair[0])
     return Cell(text.score(value), f"{training.phase.upper()}, run {training.run}")
+
+
+def _texts_differ(inputs: Inputs) -> bool:
+    """Whether the runs were validated on chunks of different names: bits per byte of different texts do not compare."""
+    chunks = {frozenset(name for name in training.inputs if name.endswith(".validation")) for training in inputs.trainings if training.phase == "base"}
+    return len(chunks - {frozenset()}) > 1
 
 
 def total_cost(inputs: Inputs, price: float) -> Cost:
@@ -162,7 +170,10 @@ def _comparison(inputs: Inputs, price: float) -> list[Block]:
     costs = [cost_of([attempt for training in inputs.of_run(run) for attempt in training.attempts], price) for run in inputs.runs]
     rows.append(cells("training time", *(text.duration(cost.wall_s) if cost.attempts else text.unavailable("no attempt is recorded") for cost in costs)))
     rows.append(cells("cost", *(money_cell(cost) for cost in costs)))
-    return [Heading("Runs compared"), Table(("Metric", *inputs.runs), tuple(rows))]
+    blocks: list[Block] = [Heading("Runs compared"), Table(("Metric", *inputs.runs), tuple(rows))]
+    if _texts_differ(inputs):
+        blocks.append(Paragraph("The runs are validated on different texts: their bits per byte do not compare."))
+    return blocks
 
 
 def samples_section(inputs: Inputs) -> Section:
