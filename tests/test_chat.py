@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -201,16 +202,21 @@ class Screen:
     def __init__(self, results: Path, *arguments: str) -> None:
         self.pid, self.handle = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in what a shell starts in the background
+            attributes = termios.tcgetattr(0)
+            attributes[3] |= termios.NOFLSH  # Ctrl-C must not throw away what was printed and not yet read here
+            termios.tcsetattr(0, termios.TCSANOW, attributes)
             os.execv(sys.executable, [*START, "--results", str(results), *arguments])
-        self.text = ""
+        self.text, self.seen = "", 0
 
     def until(self, words: str, timeout: float = 60) -> None:
-        """Read on until `words` appear after what was read before."""
-        start, deadline = len(self.text), time.monotonic() + timeout
-        while words not in self.text[start:]:
+        """Read on until `words` appear after the words that were last waited for."""
+        deadline = time.monotonic() + timeout
+        while words not in self.text[self.seen :]:
             assert time.monotonic() < deadline, self.text
             if select.select([self.handle], [], [], 0.2)[0]:
                 self.text += self.read()
+        self.seen = self.text.index(words, self.seen) + len(words)
 
     def read(self) -> str:
         try:

@@ -79,7 +79,7 @@ class WordTask(Task):
         self.words = usable_words([row["word"] for row in read_rows(files)], split)
         if not self.words:
             raise UserError(f"{files[0]}: no word of {MIN_LETTERS} to {MAX_LETTERS} letters a-z for split {split}; fetch word_list again")
-        self.common = usable_words(COMMON_WORDS, split)
+        self.common = sorted(set(self.words).intersection(COMMON_WORDS)) or self.words
         self.short = [word for word in self.words if len(word) <= SHORT_LETTERS] or self.words
         self.split, self.seed, self.count = split, seed, rows or DEFAULT_ROWS[split]
 
