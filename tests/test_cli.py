@@ -122,9 +122,12 @@ def test_an_absent_device_is_refused_with_those_that_are_there() -> None:
         runtime.Runtime.start(device="tpu")
 
 
-@pytest.mark.parametrize(("own", "expected"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
-def test_waiting_threads_sleep_unless_the_user_wants_them_to_spin(own: dict[str, str], expected: str) -> None:
-    code = "import os, nanochat.runtime as r; r.let_threads_sleep(); print(os.environ['OMP_WAIT_POLICY'])"
-    free = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [({}, runtime.OPENMP_SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_waiting_threads_sleep_soon_unless_the_user_has_set_how(own: dict[str, str], expected: str) -> None:
+    code = "import os, nanochat.runtime as r; r.let_threads_sleep(); print(os.environ.get('GOMP_SPINCOUNT'))"
+    free = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     done = subprocess.run([sys.executable, "-c", code], env={**free, **own}, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == expected

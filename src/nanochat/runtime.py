@@ -36,13 +36,17 @@ def slurm_job_id() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
-def let_threads_sleep() -> None:
-    """Let OpenMP threads that wait sleep instead of spin, unless the user has set it; call it before torch is loaded.
+OPENMP_SPINS = "10000"  # of libgomp, whose default is hundreds of thousands
 
-    A spinning thread takes its core from whoever works there: beside another busy process, a step of the quickstart
-    took 2.5 times as long (reports/log.md).
+
+def let_threads_sleep() -> None:
+    """Let OpenMP threads that wait go to sleep soon, unless the user has set how; call it before torch is loaded.
+
+    A spinning thread takes its core from whoever works there, and a small model waits often. reports/log.md has the
+    speeds, alone and beside a busy process, of threads that spin for long, shortly and not at all.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", OPENMP_SPINS)
 
 
 def under_torchrun() -> bool:
