@@ -140,6 +140,8 @@ def test_sampled_rows_are_said_beside_the_numbers(tmp_path: Path) -> None:
     assert "Not all rows were used" not in pages(files)[0]
     score(tmp_path, "tiny", "sft", "mmlu", files["run_manifests"][2], limit=200)
     assert "MMLU: a sample of 200 rows" in pages(files)[0]
+    score(tmp_path, "tiny", "sft", "mmlu", files["run_manifests"][2], limit=500)  # the score's n is 200: all rows there are
+    assert "Not all rows were used" not in pages(files)[0]
 
 
 def test_minimum_and_final_validation_come_from_the_metrics(rendered: tuple[str, str]) -> None:

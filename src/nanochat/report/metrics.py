@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from nanochat.report.inputs import Score
 
@@ -63,7 +64,12 @@ def chatcore(name: str, scores: Mapping[str, Score]) -> Aggregate:
     return Aggregate(sum(centered) / len(centered), "", tasks, tuple(limits(scores[task]) for task in tasks if limits(scores[task])))
 
 
+def is_sampled(content: Mapping[str, Any]) -> bool:
+    """Whether the config's limit left rows out; a split with fewer rows than the limit was used whole."""
+    limit, n = content.get("limit"), content.get("n")
+    return limit is not None and (n is None or n >= limit)
+
+
 def limits(score: Score) -> str:
     """ "MMLU: a sample of 200 rows" where the config limited the rows; empty where all were used."""
-    limit = score.content.get("limit")
-    return f"{title(score.task)}: a sample of {score.content.get('n', limit):,} rows" if limit else ""
+    return f"{title(score.task)}: a sample of {score.content.get('n', score.content['limit']):,} rows" if is_sampled(score.content) else ""

@@ -8,7 +8,7 @@ from nanochat.report import figures, text
 from nanochat.report.cost import Cost, cost_of
 from nanochat.report.document import Block, Bullets, Cell, Figure, Figures, Fold, Heading, Paragraph, Samples, Section, Table, Tiles, cells
 from nanochat.report.inputs import Inputs, Score
-from nanochat.report.metrics import CHATCORE, LOWER_IS_BETTER, chatcore, limits, ordered, title
+from nanochat.report.metrics import CHATCORE, LOWER_IS_BETTER, chatcore, is_sampled, limits, ordered, title
 
 COLUMNS = tuple(phase.upper() for phase in PHASES)
 ABSENT = "-"
@@ -222,7 +222,7 @@ def _detail(score: Score) -> tuple[Cell, ...]:
 
 
 def _rows_note(content: Mapping[str, Any]) -> str:
-    notes = ["sample"] if content.get("limit") else []
+    notes = ["sample"] if is_sampled(content) else []
     return ", ".join([*notes, *([f"{content['prompts_cut']} cut"] if content.get("prompts_cut") else [])])
 
 
