@@ -2,9 +2,9 @@
 
 Letters are separated by commas without spaces: the tokenizer's split pattern then gives ",p", which is too rare in text to
 become a token, so every letter is one token, the plain byte (a space before it would make " p", another token for the same
-letter). A small model can learn this because words are drawn evenly from a long list, not from the frequent words: most
-are split into pieces, and the pieces of the test words occur in hundreds of training words. Words of 3 to 9 letters are
-used; no list of frequencies is at hand, and short words are the more frequent ones.
+letter). Most rows ask for common words, as people do; the others are drawn evenly from a long list, whose words are split
+into pieces, and the pieces of the test words occur in hundreds of training words. Words of 3 to 9 letters are used; no list
+of frequencies is at hand, and short words are the more frequent ones.
 
 Each word belongs to train or to test by its own hash, whatever the seed, so no test word is ever trained on.
 """
@@ -20,20 +20,46 @@ from nanochat.tasks.draw import Draw, keyed_number
 from nanochat.tasks.gsm8k import final_number
 
 MIN_LETTERS, MAX_LETTERS = 3, 9
-COMMON_PERCENT = 40  # of the rows ask for a common word
+COMMON_PERCENT = 70  # of the rows ask for a common word
 SHORT_LETTERS, SHORT_PERCENT = 6, 60  # a third of the words, drawn in more than 60 of 100 of the other rows
 TEST_SHARE = 10  # one word in ten is a test word
 DEFAULT_ROWS = {"train": 20_000, "test": 256}
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
+# Most ask without quotation marks, as people do. The word is then another token (" water") than the pieces of its answer ("w", "ater").
 SPELL_QUESTIONS = (
     'Spell the word "{word}".',
     'Spell "{word}".',
+    'spell "{word}"',
     'How do you spell "{word}"?',
     'Please spell the word "{word}" letter by letter.',
     'What are the letters of "{word}"?',
     "Spell {word}",
+    "spell {word}",
+    "Spell {word}.",
+    "Spell {word} for me.",
+    "Spell the word {word}",
     "spell the word {word}",
+    "Spell the word {word}.",
+    "Spell the word {word}, please.",
+    "How do you spell {word}?",
+    "how do you spell {word}",
+    "How do I spell {word}?",
+    "How is {word} spelled?",
+    "How is the word {word} spelled?",
+    "Can you spell {word}?",
+    "can you spell {word}",
+    "Could you spell the word {word} for me?",
+    "Please spell {word}.",
+    "Please spell {word} letter by letter.",
+    "What are the letters of {word}?",
+    "What letters are in {word}?",
+    "Which letters are in the word {word}?",
+    "Tell me how to spell {word}.",
+    "Tell me the letters of {word}.",
+    "I want to know how {word} is spelled.",
+    "Do you know how to spell {word}?",
+    "What is the spelling of {word}?",
 )
 COUNT_QUESTIONS = (
     'How many "{letter}" are in "{word}"?',
@@ -69,6 +95,7 @@ class WordTask(Task):
     """A generator over the words of one split; row `index` depends on seed, split and index alone."""
 
     kind: ClassVar[Literal["categorical", "generative", "conversation"]] = "generative"
+    version: ClassVar[str] = "2"  # 2: seven words in ten are common ones, and most questions do not quote the word
     sources: ClassVar = {"train": ("word_list",), "test": ("word_list",)}
     source_splits: ClassVar = {"train": "train", "test": "train"}  # one list; word_split divides it
 
