@@ -10,12 +10,13 @@ import torch
 
 from nanochat import config
 from nanochat.errors import Stopped, UserError
+from nanochat.hardware import peak_flops
 from nanochat.model.config import ModelConfig
 from nanochat.model.gpt import GPT
 from nanochat.recipes import RECIPES
 from nanochat.runtime import Runtime, StopRequest
 from nanochat.train.loop import Settings, Trainer, Validation
-from nanochat.train.metrics import MetricsFile, peak_flops
+from nanochat.train.metrics import MetricsFile
 from nanochat.train.scaling import Shape, plan_base_train
 from nanochat.train.update import build_optimizer, make_update, positions_of, set_rates
 
@@ -246,4 +247,5 @@ def test_stopped_trainer_goes_on_where_it_was(tmp_path):
 
 def test_peak_speed_is_known_or_not_given():
     assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
-    assert peak_flops("NVIDIA GeForce RTX 4090") is None and peak_flops(None) is None
+    assert peak_flops("a100") == 312e12 and peak_flops("NVIDIA L40S") == 362e12
+    assert peak_flops("NVIDIA GeForce RTX 4090") is None and peak_flops(None) is None and peak_flops("NVIDIA RTX A4000") is None

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-PRICES = {"H100": 3.00, "A100": 1.79, "V100": 0.55}  # usual price per GPU and hour, US dollars
-OTHER_PRICE = 2.00
+from nanochat.hardware import price_of
 
 
 @dataclass(frozen=True)
@@ -17,13 +16,6 @@ class Cost:
     money: float | None
     attempts: int
     unfinished: int  # attempts that did not end with state "finished"
-
-
-def price_of(device_name: str, configured: float = 0.0) -> float:
-    """Price per hour of one GPU: the configured one, else the usual one of its kind."""
-    if configured > 0:
-        return configured
-    return next((price for kind, price in PRICES.items() if kind in device_name.upper()), OTHER_PRICE)
 
 
 def wall_seconds(attempt: Mapping[str, Any]) -> float:

@@ -16,6 +16,7 @@ import torch
 from nanochat import artifacts
 from nanochat.errors import Stopped, UserError
 from nanochat.eval.bpb import TextLoss, text_loss_of
+from nanochat.hardware import peak_flops
 from nanochat.model.config import ModelConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.weights import DESCRIPTION, WEIGHTS, save_weights
@@ -23,7 +24,7 @@ from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.runtime import Runtime, StopRequest, launch_ranks, log, slurm_job_id
 from nanochat.stages.samples import Sampler
 from nanochat.train.loop import Counters, Settings, Trainer, Validation
-from nanochat.train.metrics import Heartbeat, peak_flops
+from nanochat.train.metrics import Heartbeat
 from nanochat.train.resume import FOLDER
 from nanochat.train.scaling import Shape, TrainingPlan
 from nanochat.train.state import optimizer_tensors

@@ -23,13 +23,6 @@ LINE_EVERY_S = 10.0
 FIRST_LINES = 3  # the first updates are said at once: people want to see that it runs
 HEARTBEAT_EVERY_S = 5.0
 SPEED_MEMORY = 0.9  # of the running mean of seconds per update
-# dense bf16 matrix products per second by the makers' data sheets; a card that is not listed has no utilisation, not a guessed one
-PEAK_FLOPS = {"A100": 312e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "A40": 149.7e12, "L40S": 362e12, "L4": 121e12}
-
-
-def peak_flops(device_name: str | None) -> float | None:
-    """Peak speed of one device, None where it is not known. The first name that occurs in the device's name counts."""
-    return next((flops for name, flops in PEAK_FLOPS.items() if device_name and name in device_name), None)
 
 
 class MetricsFile:
