@@ -135,7 +135,7 @@ def test_problems_use_pairs_of_their_split_within_the_range(split: str) -> None:
             assert str(a) in question and str(b) in question
 
 
-def test_arithmetic_uses_python_for_large_numbers_only() -> None:
+def test_arithmetic_computes_small_and_large_problems_with_python() -> None:
     task = Arithmetic("train", rows=500)
     kinds = set()
     for index in range(len(task)):
@@ -143,9 +143,8 @@ def test_arithmetic_uses_python_for_large_numbers_only() -> None:
         content = task.conversation(index)["messages"][1]["content"]
         is_large = max(a, b) > LIMITS[operation][0]
         kinds.add((operation, is_large))
-        assert isinstance(content, list) is is_large
-        if is_large:
-            assert eval(content[1]["text"]) == int(content[2]["text"])
+        assert [each["type"] for each in content] == ["text", "python", "python_output", "text"]
+        assert eval(content[1]["text"]) == int(content[2]["text"]) == int(content[3]["text"])
     assert len(kinds) == 6
     assert all({"+", "-", "*"} == set(wordings) for wordings in (QUESTIONS, PROBLEMS))
 

@@ -1,4 +1,6 @@
-"""Arithmetic: sums, differences, products and short word problems; Python does the larger ones. Generated, no source.
+"""Arithmetic: sums, differences, products and short word problems, each computed with Python. Generated, no source.
+
+A model of minutes cannot add by heart, not even 3 + 4; it can learn to copy the numbers into an expression.
 
 Every unordered pair of operands belongs to train or to test by its own hash, whatever the operation, wording and seed,
 so no test problem is ever trained on, not even turned around.
@@ -15,8 +17,8 @@ from nanochat.tasks.gsm8k import NUMBER, number_of
 
 TEST_SHARE = 10  # one pair in ten is a test pair
 DEFAULT_ROWS = {"train": 10_000, "test": 256}
-LIMITS = {"+": (20, 999), "-": (20, 999), "*": (10, 99)}  # operation -> largest operand (by heart, with Python)
-BY_HEART_PERCENT = 30
+LIMITS = {"+": (20, 999), "-": (20, 999), "*": (10, 99)}  # operation -> largest operand (of a small problem, of any)
+SMALL_PERCENT = 30
 WORD_PROBLEM_PERCENT = 30
 
 QUESTIONS = {
@@ -77,7 +79,7 @@ class Arithmetic(Task):
             raise IndexError(index)
         draw = Draw(self.name, self.split, self.seed, index)
         operation = draw.choice("+-*")
-        limit = LIMITS[operation][0 if draw.chance(BY_HEART_PERCENT) else 1]
+        limit = LIMITS[operation][0 if draw.chance(SMALL_PERCENT) else 1]
         is_story = draw.chance(WORD_PROBLEM_PERCENT)
         wording = draw.choice((PROBLEMS if is_story else QUESTIONS)[operation])
         name, things = draw.choice(NAMES), draw.choice(THINGS)
@@ -90,11 +92,8 @@ class Arithmetic(Task):
 
     def conversation(self, index: int) -> Conversation:
         operation, a, b, question = self.asked(index)
-        result = result_of(operation, a, b)
-        expression = f"{a}{operation}{b}"
-        if max(a, b) <= LIMITS[operation][0]:
-            return exchange(question, f"{expression}={result}")
-        return exchange(question, [part("text", f"{expression}="), part("python", expression), part("python_output", str(result)), part("text", str(result))])
+        result, expression = str(result_of(operation, a, b)), f"{a}{operation}{b}"
+        return exchange(question, [part("text", f"{expression}="), part("python", expression), part("python_output", result), part("text", result)])
 
     def grade(self, index: int, answer: str) -> bool:
         """Right if the last number of the answer, in ASCII digits and compared as a number, is the result.
