@@ -1,0 +1,1 @@
+"""The plan before the money: how long a stage takes, what it costs, what it needs. Free of torch."""
