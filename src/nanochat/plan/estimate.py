@@ -37,7 +37,7 @@ class Machine:
             return self.measured_flops
         if self.accelerator is None:
             return CPU_FLOPS * CPU_UTILISATION * self.cores
-        network = EVERY_NODE_COUNTS ** math.log2(self.nodes)
+        network = float(EVERY_NODE_COUNTS ** math.log2(self.nodes))
         return self.gpus * self.accelerator.peak_flops * self.accelerator.utilisation(width) * network
 
 
