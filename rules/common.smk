@@ -4,6 +4,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from snakemake.utils import update_config
@@ -11,6 +12,7 @@ from snakemake.utils import update_config
 from nanochat import config as experiments
 from nanochat.artifacts import canonical_json
 from nanochat.config import STAGE_OF_PHASE
+from nanochat.data.readers_local import listing, local_files
 from nanochat.errors import UserError
 
 REFERENCES = ("gpt2_ranks", "cl100k_ranks")  # the tokenizers that ours is measured against
@@ -61,6 +63,33 @@ def unique(items: Iterable) -> list:
 def fetched(source: str, part: str = "all") -> str:
     """Manifest of one fetched part of a source."""
     return f"resources/{source}/{part}/manifest.json"
+
+
+def local_sources() -> list[str]:
+    """Sources that are files of the user's own on this machine."""
+    return [name for name, source in EXPERIMENT.sources.items() if source.kind == "local"]
+
+
+@cache  # asked several times while the jobs are planned
+def local_text(source: str) -> list[Path]:
+    """The files of a local source.
+
+    Where they cannot be listed (a disk that is not mounted, a folder that was moved) and were fetched before, a path that
+    does not exist: snakemake then goes on with what is there. Never fetched: nothing, so that the stage says what is wrong.
+    """
+    place = EXPERIMENT.sources[source].path
+    try:
+        return local_files(place, source)
+    except (UserError, OSError) as error:
+        if not Path(fetched(source)).is_file():
+            return []
+        print(f"nanochat: warning: {error}; the text that was fetched from it before is used", file=sys.stderr)
+        return [Path(place).expanduser() / "*"]
+
+
+def local_inputs(source: str) -> list[str]:
+    """The files of a local source as inputs; without those that snakemake would take for a pattern, which `listing` holds too."""
+    return [str(file) for file in local_text(source) if "{" not in str(file)]
 
 
 def chunks(corpus: str, split: str | None = None) -> list:

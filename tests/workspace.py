@@ -14,7 +14,7 @@ import yaml
 
 REPOSITORY = Path(__file__).parent.parent
 CHECKOUT = ("Snakefile", "README.md", "rules", "profiles", "slurm", "configs", "envs", "reports", "src")
-STAGE_OF_RULE = {"fetch_part": "fetch", "tokenizer_train": "tokenizer", "evaluate_task": "evaluate"}  # others are called as their stage
+STAGE_OF_RULE = {"fetch_part": "fetch", "fetch_local": "fetch", "tokenizer_train": "tokenizer", "evaluate_task": "evaluate"}  # others are called as their stage
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ What cannot be read is refused with the file and the place in it; nothing is ski
 import codecs
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nanochat.artifacts import sha256_file
+from nanochat.artifacts import canonical_json, sha256_bytes, sha256_file
 from nanochat.data.text import MAX_DOCUMENT_CHARS, cut_at
 from nanochat.errors import UserError
 
@@ -28,11 +29,38 @@ def local_files(path: str, name: str) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise UserError(f"sources.{name}.path={path}: no such file or folder; give one that exists on this machine")
-    found = [file for file in place.rglob("*") if file.is_file() and file.suffix.lower() in SUFFIXES]
-    files = sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(place).parts))
+    files = sorted(file for file in _visible_files(place) if file.suffix.lower() in SUFFIXES)
     if not files:
         raise UserError(f"sources.{name}.path={path}: holds no {', '.join(SUFFIXES)} file; put text there or give another folder")
+    if broken := next((file for file in files if not file.is_file()), None):
+        raise UserError(f"{broken}: not a file, or a link to one that is gone; repair or remove it")
     return files
+
+
+def _visible_files(place: Path) -> Iterator[Path]:
+    """Files in a folder and all folders below it; linked folders count, each real folder once."""
+    seen: set[str] = set()
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, folders, names in os.walk(place, followlinks=True, onerror=refuse):
+        if (real := os.path.realpath(folder)) in seen:  # a link to a folder above would go round for ever
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(folder, name) for name in names if not name.startswith("."))
+
+
+def listing(files: list[Path]) -> str:
+    """How many files, how large, and a hash of their names and sizes: another one means other text. Reads no content."""
+    if not files:
+        return "no files"
+    folder = os.path.commonpath([file.parent for file in files])
+    sizes = [(str(file.relative_to(folder)), file.stat().st_size) for file in files]
+    digest = sha256_bytes(canonical_json(sizes).encode(errors="surrogateescape"))
+    return f"{len(files)} files, {sum(size for _, size in sizes)} bytes, {digest[:16]}"
 
 
 def files_identity(files: list[Path]) -> dict[str, Any]:
