@@ -228,11 +228,31 @@ def test_wrong_inputs_are_one_sentence(tmp_path: Path, text: Path, vocabulary: P
         rows_of(tmp_path / "d", other / "manifest.json", vocabulary)
 
 
-def test_text_with_a_flipped_bit_is_refused_with_its_file(tmp_path: Path, vocabulary: Path) -> None:
-    manifest = fetched(tmp_path / "text", {"train-00000.parquet": TRAIN[:20]})
-    file = manifest.parent / "train-00000.parquet"
+def flip_a_bit(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"train-00000.parquet: damaged .* delete .*manifest.json and run again"):
+
+
+def test_text_with_a_flipped_bit_is_refused_with_its_file(tmp_path: Path, vocabulary: Path) -> None:
+    manifest = fetched(tmp_path / "text", {"train-00000.parquet": TRAIN[:20]})
+    flip_a_bit(manifest.parent / "train-00000.parquet")
+    with pytest.raises(UserError, match=r"train-00000.parquet: damaged .* delete .*manifest.json and "):
         rows_of(tmp_path / "out", manifest, vocabulary)
+
+
+@pytest.mark.parametrize("name", ["train-00000", "train-00001", "validation"])
+def test_a_tokenizer_is_not_trained_on_text_with_a_flipped_bit(tmp_path: Path, name: str) -> None:
+    files = {"train-00000.parquet": TRAIN[:70], "train-00001.parquet": TRAIN[70:], "validation.parquet": VALIDATION}
+    manifest = fetched(tmp_path / "text", files)
+    flip_a_bit(manifest.parent / f"{name}.parquet")
+    with pytest.raises(UserError, match=rf"{name}.parquet: damaged .* delete .*manifest.json and "):
+        train(tmp_path / "out", [manifest])
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_tokenizer_looks_at_no_more_shards_than_it_needs(tmp_path: Path) -> None:
+    """Two gigabytes of text train a tokenizer; a corpus may have hundreds, and hashing them would take longer than training."""
+    manifest = fetched(tmp_path / "text", {"train-00000.parquet": TRAIN * 9, "train-00001.parquet": TRAIN}, row_group=60)
+    flip_a_bit(manifest.parent / "train-00001.parquet")
+    assert train(tmp_path / "out", [manifest], max_chars=sum(map(len, TRAIN[:60])), vocab_size=300).exists()

@@ -1,6 +1,6 @@
 """Reading fetched text: the parquet files of one split of a part, a row group (1,024 documents) at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,6 +22,12 @@ def text_files(manifest_path: Path, split: str, *, verify: bool = False) -> list
     return [verified_file(manifest_path, name) if verify else Path(manifest_path).parent / name for name in wanted]
 
 
+def verified_text(manifest_path: Path, split: str) -> Iterator[Path]:
+    """`text_files`, each compared with its sha256 (UserError) when its turn comes, for who may stop before the last."""
+    for file in text_files(manifest_path, split):
+        yield verified_file(manifest_path, file.name)
+
+
 def row_groups(path: Path) -> int:
     """How many row groups a file has."""
     return int(_open(path).num_row_groups)
@@ -36,23 +42,28 @@ def read_row_group(path: Path, index: int) -> list[str]:
         raise UserError(f"{path}: row group {index} cannot be read ({_first_line(error)}); delete the file's folder and fetch it again") from None
 
 
-def documents(paths: Sequence[Path]) -> Iterator[str]:
-    """Every document of `paths`, file by file."""
+def _groups(paths: Iterable[Path]) -> Iterator[list[str]]:
     for path in paths:
         for index in range(row_groups(path)):
-            yield from read_row_group(path, index)
+            yield read_row_group(path, index)
 
 
-def interleaved(groups: Sequence[Sequence[Path]]) -> Iterator[str]:
+def documents(paths: Iterable[Path]) -> Iterator[str]:
+    """Every document of `paths`, file by file."""
+    for group in _groups(paths):
+        yield from group
+
+
+def interleaved(sources: Iterable[Iterable[Path]]) -> Iterator[str]:
     """Documents of several sources, a row group of each in turn, so that whoever stops early has seen them all."""
-    waiting = [iter([(path, index) for path in paths for index in range(row_groups(path))]) for paths in groups]
+    waiting = [_groups(paths) for paths in sources]
     while waiting:
         for source in list(waiting):
-            place = next(source, None)
-            if place is None:
+            group = next(source, None)
+            if group is None:
                 waiting.remove(source)
             else:
-                yield from read_row_group(*place)
+                yield from group
 
 
 def _open(path: Path) -> pq.ParquetFile:

@@ -20,7 +20,7 @@ from pathlib import Path
 from nanochat.artifacts import write_json, write_manifest
 from nanochat.compression import compare, load_references
 from nanochat.config import TokenizerStage, dump
-from nanochat.data.documents import documents, interleaved, text_files
+from nanochat.data.documents import documents, interleaved, text_files, verified_text
 from nanochat.data.sample_texts import SAMPLE_TEXTS
 from nanochat.errors import UserError
 from nanochat.runtime import log
@@ -37,20 +37,19 @@ def main(arguments: list[str]) -> None:
     flags = _flags(arguments)
     config = read_stage_config(flags.config, TokenizerStage)
     with attempt_at(flags.manifest, "tokenizer", config) as story:
-        train_files = [files for path in flags.text if (files := text_files(path, "train"))]
-        validation_files = [files for path in flags.text if (files := text_files(path, "validation"))]
-        if not train_files:
+        training, validation = ([path for path in flags.text if text_files(path, split)] for split in ("train", "validation"))
+        if not training:
             raise UserError(f"--text: no training text in {', '.join(map(str, flags.text))}; give the manifest of a part that has some")
 
         log(f"training a vocabulary of {config.vocab_size} on up to {config.max_chars:,} characters")
         started, seen = time.monotonic(), _Counter()
-        texts = training_texts(interleaved(train_files), max_chars=config.max_chars, document_chars=config.document_chars)
+        texts = training_texts(interleaved(verified_text(path, "train") for path in training), max_chars=config.max_chars, document_chars=config.document_chars)
         content = train_tokenizer(seen.watch(texts), config.vocab_size)
         train_s = time.monotonic() - started
         log(f"trained in {train_s:.1f} s on {seen.chars:,} characters")
 
         tokenizer = Tokenizer.from_json(content)
-        texts_to_compare = {**SAMPLE_TEXTS, **_samples("train", train_files), **_samples("validation", validation_files)}
+        texts_to_compare = {**SAMPLE_TEXTS, **_samples("train", training), **_samples("validation", validation)}
         evaluation = compare(tokenizer, load_references(flags.references), texts_to_compare)
         for row in evaluation["rows"]:
             log(f"{row['text']}: bytes per token {row['bytes_per_token']}")
@@ -99,8 +98,9 @@ class _Counter:
             yield text
 
 
-def _samples(split: str, sources: list[list[Path]]) -> dict[str, str]:
+def _samples(split: str, manifests: list[Path]) -> dict[str, str]:
     """{corpus_{split}: the first documents of each source, joined}; nothing where a corpus has no such split."""
-    texts = ["\n".join(islice(documents(files), SAMPLE_DOCUMENTS))[: SAMPLE_CHARS // len(sources)] for files in sources]
+    share = SAMPLE_CHARS // max(1, len(manifests))
+    texts = ["\n".join(islice(documents(verified_text(path, split)), SAMPLE_DOCUMENTS))[:share] for path in manifests]
     joined = "\n".join(text for text in texts if text)
     return {f"corpus_{split}": joined} if joined else {}
