@@ -83,6 +83,26 @@ def test_fetching_again_gives_the_same_bytes_and_other_input_does_not(texts, tmp
     assert (tmp_path / "b" / "manifest.json").read_bytes() != files["manifest.json"][0]
 
 
+def test_what_was_left_out_or_cut_is_said(texts, tmp_path, capsys):
+    fetch_local(texts, tmp_path / "out")
+    said = "mine all: of 8 documents read: 2 left out, empty or no valid Unicode; 1 left out, repeated; 1 NUL characters removed"
+    assert said in capsys.readouterr().err
+    (texts / "half.jsonl").write_text('{"text": "\\ud800"}\n{"text": " "}\n', encoding="utf-8")
+    (texts / "long.txt").write_text("word " * 50_000, encoding="utf-8")
+    fetch_local(texts, tmp_path / "out")
+    said = capsys.readouterr().err
+    assert " 4 left out, empty or no valid Unicode;" in said
+    assert " 1 longer than 100,000 characters, cut into pieces;" in said
+
+
+def test_nothing_is_said_of_text_that_is_taken_as_it_stands(tmp_path, capsys):
+    (tmp_path / "texts").mkdir()
+    for name in "ab":
+        (tmp_path / "texts" / f"{name}.txt").write_text(f"Text {name}.", encoding="utf-8")
+    fetch_local(tmp_path / "texts", tmp_path / "out")
+    assert "documents read" not in capsys.readouterr().err
+
+
 def test_linked_folders_are_read_once_and_links_to_nothing_are_refused(texts, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "six.txt").write_text("A sixth text.", encoding="utf-8")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from page_checker import checked
-from report_files import EVALUATION, PHASES, attempt, finished_run, score, training
+from report_files import EVALUATION, PHASES, attempt, finished_run, manifest, score, training
 from workspace import Workspace
 
 from nanochat.artifacts import write_json, write_text
@@ -164,6 +164,13 @@ def test_licence_rows_and_cropped_share_are_shown(rendered: tuple[str, str]) -> 
     markdown = rendered[0]
     assert "| wikipedia_summaries | all | CC BY-SA 3.0 | train 9,533, validation 500 |" in markdown
     assert "| tiny.tiny | train | 1 | 90 | 60.0 kB | 100 | 20,000 | 15,000 | 3.00 | 25.0% |" in markdown
+
+
+def test_what_a_fetch_left_out_is_shown_where_it_left_something_out(rendered: tuple[str, str], tmp_path: Path) -> None:
+    assert "Not taken as it stood" not in rendered[0]
+    counts = {"rows": {"train": 5}, "documents_read": 1_200, "invalid_documents": 0, "duplicates_removed": 1_100, "documents_cut": 3}
+    markdown, _ = pages({**finished_run(tmp_path), "sources": [manifest(tmp_path / "resources/mine/all", "fetch", counts=counts)]})
+    assert "- mine, of 1,200 documents read: 1,100 left out, repeated; 3 longer than 100,000 characters, cut into pieces\n" in markdown
 
 
 def test_tokenizer_is_compared_with_gpt2_on_the_same_texts(tmp_path: Path) -> None:

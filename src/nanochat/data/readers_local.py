@@ -1,6 +1,6 @@
 """Documents out of a user's own files: .parquet and .jsonl (a column or key of text), .txt (a file is a document).
 
-What cannot be read is refused with the file and the place in it; nothing is skipped in silence.
+What cannot be read is refused with the file and the place in it; what is left out or cut is counted, and the fetch says so.
 """
 
 import codecs

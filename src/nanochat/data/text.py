@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -90,6 +90,17 @@ class Counts:
             "documents_cut": self.cut,
             "nul_characters_removed": self.nul_characters,
         }
+
+
+def treatment(counts: Mapping[str, Any]) -> list[str]:
+    """What was not taken as it stood, out of the counts of a manifest: a few words for each kind that occurred."""
+    kinds = (
+        ("invalid_documents", "left out, empty or no valid Unicode"),
+        ("duplicates_removed", "left out, repeated"),
+        ("documents_cut", f"longer than {MAX_DOCUMENT_CHARS:,} characters, cut into pieces"),
+        ("nul_characters_removed", "NUL characters removed"),
+    )
+    return [f"{counts[key]:,} {what}" for key, what in kinds if counts.get(key)]
 
 
 def write_corpus(documents: Iterable[str | None], folder: Path, name: str) -> tuple[list[str], Counts]:

@@ -3,9 +3,10 @@
 from typing import Any
 
 from nanochat.data.sources import SOURCES
+from nanochat.data.text import treatment
 from nanochat.report import text
 from nanochat.report.cost import cost_of
-from nanochat.report.document import Block, Cell, Facts, Fold, Heading, Paragraph, Section, Table, cells
+from nanochat.report.document import Block, Bullets, Cell, Facts, Fold, Heading, Paragraph, Section, Table, cells
 from nanochat.report.inputs import Artifact, Inputs
 
 
@@ -18,7 +19,14 @@ def data_section(inputs: Inputs) -> Section:
     ]
     total = sum(_output_bytes(item) for item in inputs.sources)
     rows.append(cells("total", "", "", "", text.size(total)))
-    return Section("Data", "data", (Table(("Source", "Part", "Licence", "Rows", "On disk"), tuple(rows), text_columns=4),))
+    blocks: list[Block] = [Table(("Source", "Part", "Licence", "Rows", "On disk"), tuple(rows), text_columns=4)]
+    if notes := tuple(_treatment(item) for item in inputs.sources if treatment(item.counts)):
+        blocks += [Paragraph("Not taken as it stood when it was fetched:"), Bullets(notes)]
+    return Section("Data", "data", tuple(blocks))
+
+
+def _treatment(item: Artifact) -> str:
+    return f"{item.path.parent.parent.name}, of {item.counts['documents_read']:,} documents read: {'; '.join(treatment(item.counts))}"
 
 
 def _split_rows(item: Artifact) -> str:
