@@ -2,9 +2,12 @@
 
 import json
 import math
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -307,14 +310,33 @@ def test_stage_scores_bits_per_byte(workshop: Workshop) -> None:
     assert full["n"] == 10 and full["limit"] is None and full["score"] != content["score"]
 
 
+def result_of(content: dict[str, Any]) -> dict[str, Any]:
+    """A score file without its story: what is the same each time."""
+    return {key: value for key, value in content.items() if key not in ("seconds", "provenance")}
+
+
+def test_a_score_says_what_was_read_and_by_what_code_it_was_made(workshop: Workshop) -> None:
+    content = workshop.score({"task": "bpb", "limit": 2}, "--tokens", workshop.tokens_manifest)
+    read = {"model": workshop.model_manifest, "tokenizer": workshop.tokenizer_manifest, "tokens.0": workshop.tokens_manifest}
+    assert content["inputs"] == {name: sha256_file(path) for name, path in read.items()}
+    story = content["provenance"]
+    here = subprocess.run(["git", "-C", Path(evaluate.__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    assert story["git"]["commit"] == here.stdout.strip() if here.returncode == 0 else "unavailable" in story["git"]
+    assert story["packages"]["nanochat"] == metadata.version("nanochat") and story["packages"]["torch"] == torch.__version__
+    assert story["host"] == socket.gethostname() and story["device"] == "cpu" and story["threads"] == 1
+    assert abs(time.time() - story["start"]) < 600
+    other = workshop.score({"task": "arithmetic", "limit": 1, "max_new_tokens": 2}, "--tokens", workshop.tokens_manifest)
+    assert set(other["inputs"]) == {"model", "tokenizer"}, "tokens that were not read are not named"
+
+
 def test_stage_scores_a_generated_task_repeatably(workshop: Workshop) -> None:
     config = {"task": "arithmetic", "limit": 5, "max_new_tokens": 6, "batch_rows": 2}
     first, second = workshop.score(config), workshop.score(config)
     assert first["n"] == 5 and 0 <= first["score"] <= 1 and first["interval"][0] <= first["score"] <= first["interval"][1]
     assert first["correct"] == round(first["score"] * 5) and len(first["examples"]) == 5
     assert set(first["examples"][0]) == {"question", "answer", "reference", "right"}
-    assert {**first, "seconds": 0} == {**second, "seconds": 0}
-    assert {**workshop.score({**config, "seed": 1}), "seconds": 0} != {**first, "seconds": 0}
+    assert result_of(first) == result_of(second)
+    assert result_of(workshop.score({**config, "seed": 1})) != result_of(first)
     assert workshop.score({**config, "limit": 1, "max_new_tokens": 5000})["settings"]["max_new_tokens"] == SEQUENCE_LEN // 2  # what was used
 
 
@@ -324,6 +346,7 @@ def test_stage_scores_letters_and_identity(workshop: Workshop, questions: ArcEas
     (data / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions.rows))
     write_manifest(data / "manifest.json", stage="fetch", config={"source": "arc_easy"}, inputs={}, outputs=["test.jsonl"], counts={})
     content = workshop.score({"task": "arc_easy", "limit": 20}, "--data", data / "manifest.json", "--tokens")
+    assert content["inputs"]["data.0"] == sha256_file(data / "manifest.json")
     assert content["n"] == 20 and content["baseline"] == 0.25 and content["prompts_cut"] > 0 and content["settings"]["form"] == "chat"
     assert workshop.score({"task": "identity", "limit": 3, "max_new_tokens": 4}, "--data", "--tokens")["score"] == 0.0
 

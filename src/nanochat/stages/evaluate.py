@@ -4,8 +4,8 @@ reads   --model: manifest of a training stage; its model.json says which phase t
         --tokenizer: manifest of the tokenizer that the model was trained with
         --data: fetch manifests of the task's source (generated tasks need none)
         --tokens: tokenize manifests with validation rows (task bpb only)
-writes  --score: one JSON file with score, 95% interval, settings and a few answers; a score that cannot be computed is
-        null, with the reason
+writes  --score: one JSON file with score, 95% interval, settings, a few answers, what was read (sha256 of each manifest) and
+        provenance (commit, package versions, host, device); a score that cannot be computed is null, with the reason
 resumes nothing: it starts again
 
 Tasks: bpb (bits per byte of validation text) and those of nanochat.tasks. Answers are greedy, so a score is repeatable.
@@ -16,6 +16,8 @@ by hand: nanochat evaluate --config '{"task": "arc_easy", "limit": 100}' --model
 """
 
 import math
+import platform
+import socket
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -26,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from nanochat import sandbox
-from nanochat.artifacts import read_manifest, sha256_file, write_json
+from nanochat.artifacts import git_state, package_versions, read_manifest, sha256_file, write_json
 from nanochat.config import EvaluateStage
 from nanochat.data.rows import TokenRows
 from nanochat.engine import Engine
@@ -38,7 +40,7 @@ from nanochat.eval.prompts import form_of
 from nanochat.eval.results import score_file, score_of
 from nanochat.model.gpt import GPT
 from nanochat.model.weights import WEIGHTS, load_model
-from nanochat.runtime import Runtime, log
+from nanochat.runtime import Runtime, log, slurm_job_id
 from nanochat.stages.common import add_machine_flags, read_stage_config, stage_parser
 from nanochat.tasks import TASKS, open_task
 from nanochat.tasks.base import Task
@@ -74,7 +76,7 @@ def main(arguments: list[str]) -> None:
     flags = _flags(arguments)
     config = read_stage_config(flags.config, EvaluateStage)
     runtime = Runtime.start(seed=config.seed, device=flags.device, threads=flags.threads)
-    started = time.monotonic()
+    story, started = provenance(runtime), time.monotonic()
     subject = load_subject(flags, runtime)
     finding = evaluate_bpb(subject, config, flags) if config.task == "bpb" else evaluate_task(subject, config, flags)
     content = score_file(
@@ -90,8 +92,19 @@ def main(arguments: list[str]) -> None:
         seconds=time.monotonic() - started,
         unavailable=finding.unavailable,
     )
-    write_json(flags.score, content)
+    read = {"model": flags.model, "tokenizer": flags.tokenizer, **_numbered("tokens" if config.task == "bpb" else "data", flags)}
+    write_json(flags.score, {**content, "inputs": {name: sha256_file(path) for name, path in read.items()}, "provenance": story})
     log(f"{config.task} of {subject.phase}: {summary(content)}")
+
+
+def provenance(runtime: Runtime) -> dict[str, Any]:
+    """By what code, where and when a score is made: keys as in an attempt of provenance.json."""
+    where = {"host": socket.gethostname(), "platform": platform.platform(), "job": slurm_job_id(), **runtime.facts}
+    return {"start": time.time(), "git": git_state(Path(__file__).parent), "packages": package_versions(), **where}
+
+
+def _numbered(name: str, flags: Namespace) -> dict[str, Path]:
+    return {f"{name}.{index}": path for index, path in enumerate(getattr(flags, name))}
 
 
 def _flags(arguments: list[str]) -> Namespace:
