@@ -4,6 +4,7 @@ The only module that reads environment variables (torchrun's and SLURM's). Nothi
 torch is imported when a Runtime is started, so that stages without it (fetch, report) start at once.
 """
 
+import contextlib
 import ctypes
 import os
 import random
@@ -14,7 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from nanochat.errors import UserError
 
@@ -26,9 +27,13 @@ RANK_GRACE_S = {2: 5.0, 75: 60.0}  # after this exit code of one rank, how long 
 
 
 def log(message: str) -> None:
-    """One line on stderr, flushed: a log file that grows is how people see that a run is alive. Rank 0 only."""
+    """One line on stderr, flushed: a log file that grows is how people see that a run is alive. Rank 0 only.
+
+    A stderr that has gone, such as a closed terminal, ends no work.
+    """
     if os.environ.get("RANK", "0") == "0":
-        print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
 
 
 def slurm_job_id() -> str | None:
@@ -54,6 +59,12 @@ def under_torchrun() -> bool:
     return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def stop_signals() -> list[int]:
+    """What asks a process to save and stop. A closed terminal (SIGHUP) too, unless nohup has made the process deaf to it."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, *hangup]
+
+
 def launch_ranks(ranks: int, arguments: Sequence[str]) -> None:
     """Run `nanochat ARGUMENTS` as `ranks` processes on this machine and exit with their code; returns at once for one rank or below torchrun.
 
@@ -77,7 +88,7 @@ def launch_ranks(ranks: int, arguments: Sequence[str]) -> None:
             if process.poll() is None:
                 process.send_signal(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in stop_signals():
         signal.signal(number, forward)
     sys.exit(_wait_for_all(processes))
 
@@ -105,7 +116,7 @@ def _wait_for_all(processes: "list[subprocess.Popen[bytes]]") -> int:
 
 @dataclass
 class StopRequest:
-    """Becomes true when the process is asked to stop: SIGTERM, SIGINT, SIGUSR1, or its time budget is used up."""
+    """Becomes true when the process is asked to stop: SIGTERM, SIGINT, SIGUSR1, SIGHUP, or its time budget is used up."""
 
     deadline: float | None = None  # time.monotonic() value
     reason: str | None = None
@@ -120,7 +131,7 @@ class StopRequest:
                 raise KeyboardInterrupt
             request.reason = signal.Signals(number).name
 
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in stop_signals():
             signal.signal(number, on_signal)
         return request
 
@@ -179,15 +190,12 @@ class Runtime:
         dtype = torch.bfloat16 if bf16 else torch.float32
         return cls(chosen, dtype, rank, local_rank, world_size, seed, _device_facts(chosen, world_size))
 
-    def all_reduce(self, value: "torch.Tensor", op: str = "sum") -> "torch.Tensor":
-        """Combine `value` over ranks in place (op: sum, max, min, avg) and return it; the identity on one rank."""
+    def all_reduce(self, value: "torch.Tensor", op: Literal["sum", "max"] = "sum") -> "torch.Tensor":
+        """Combine `value` over ranks in place and return it; the identity on one rank."""
         if self.world_size > 1:
             import torch.distributed as dist
 
-            average = op == "avg"
-            dist.all_reduce(value, {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}["sum" if average else op])
-            if average:
-                value /= self.world_size
+            dist.all_reduce(value, {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[op])
         return value
 
     def any_rank(self, flag: bool) -> bool:

@@ -37,11 +37,6 @@ class KVCache:
         """Positions that fit without growing."""
         return self.tokens.shape[1]
 
-    @property
-    def bytes(self) -> int:
-        """Memory of all buffers."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in [*self.keys, *self.values, self.tokens])
-
     def positions(self, count: int) -> Tensor:
         """Positions (B, count) of the next `count` tokens of each row."""
         return torch.tensor(self.lengths, device=self.tokens.device)[:, None] + torch.arange(count, device=self.tokens.device)

@@ -185,6 +185,3 @@ def _checked(group: dict[str, Any]) -> dict[str, Any]:
         if wrong := [tuple(parameter.shape) for parameter in full["params"] if parameter.ndim != 2]:
             raise ValueError(f"params: shape {wrong[0]} is not a matrix; put it into an adamw group")
     return full
-
-
-OPTIMIZERS = {"muon_adamw": MuonAdamW}

@@ -5,7 +5,6 @@ work (config and inputs). The json is written last: a slot without it does not e
 """
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ class Slot:
 
 
 class ResumeFolder:
-    """The two slots of one stage. `save`, `newest` and `clear` are for rank 0."""
+    """The two slots of one stage. `save` and `newest` are for rank 0."""
 
     def __init__(self, stage_folder: Path, fingerprint: str, say: Callable[[str], None] = log) -> None:
         self.folder = Path(stage_folder) / FOLDER
@@ -67,10 +66,6 @@ class ResumeFolder:
             left = [other.counters["step"] for other in candidates[place + 1 :]]
             self.say(f"{slot.tensors}: damaged (sha256 differs), discarded; {f'going back to step {left[0]}' if left else 'starting from the beginning'}")
         return None
-
-    def clear(self) -> None:
-        """Delete the folder: the work is done."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def described(self, name: str) -> Slot | None:
         """A slot as its json describes it, the tensors not yet compared; None if there is none for this work."""
