@@ -3,8 +3,10 @@
 import copy
 import subprocess
 import sys
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 
 from nanochat import config
 from nanochat.errors import UserError
@@ -89,6 +91,17 @@ def test_a_complete_experiment_is_accepted() -> None:
         ("runs.tiny.chat_sft.mixture", [{"task": "identity", "epochs": 1e300}], ["runs.tiny.chat_sft.mixture.0.epochs=1e+300"]),
         ("runs.tiny.chat_sft.mixture", [{"task": "arithmetic", "rows": 10**12}], ["runs.tiny.chat_sft.mixture.0.rows=1000000000000"]),
         ("runs.report", EXPERIMENT["runs"]["tiny"], ["runs.report", "another name"]),
+        ("runs.tiny.evaluate.arithmetic.phases", ["rl"], ["runs.tiny.evaluate.arithmetic.phases=['rl']", "none of them", "base, sft"]),
+        ("runs.tiny.evaluate.arithmetic.phases", ["mid", "rl"], ["runs.tiny.evaluate.arithmetic.phases=['mid', 'rl']", "none of them"]),
+        ("runs.tiny.base_train.horizon", {"tokens": 1, "steps": 2}, ["runs.tiny.base_train.horizon: steps=2 and tokens=1", "keep one"]),
+        ("runs.tiny.base_train.horizon", {"tokens": 9999, "tokens_per_param": 2.0}, ["tokens=9999 and tokens_per_param=2.0", "keep one"]),
+        (
+            "runs.tiny.base_train.horizon",
+            {"tokens": 1023, "batch_tokens": 1024},
+            ["runs.tiny.base_train.horizon.tokens=1023: less than one batch of 1024", "give at least 1024"],
+        ),
+        ("runs.tiny.base_train.horizon", {"tokens": 2000}, ["runs.tiny.base_train.horizon.tokens=2000: less than one batch of 2048"]),
+        ("corpora.speeches.shards", 3, ["corpora.speeches.shards=3: none of its sources comes in shards", "leave it out"]),
     ],
 )
 def test_bad_input_is_named_with_its_key_and_value(path: str, value: object, parts: list[str]) -> None:
@@ -96,6 +109,59 @@ def test_bad_input_is_named_with_its_key_and_value(path: str, value: object, par
         config.validate(with_value(path, value), "config.yaml")
     for part in ["config.yaml: ", *parts]:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("runs.tiny.evaluate.arithmetic.phases", ["mid", "sft"]),  # one of them is there
+        ("runs.tiny.base_train.horizon", {"tokens": 1024, "batch_tokens": 1024}),
+        ("runs.tiny.base_train.horizon", {"tokens_per_param": 2.0, "batch_tokens": 1024}),
+        ("corpora.speeches", {"sources": ["fineweb_edu_100b", "presidential_messages"], "sequence_len": 128, "shards": 3}),
+    ],
+)
+def test_what_stands_beside_bad_input_is_accepted(path: str, value: object) -> None:
+    config.validate(with_value(path, value))
+
+
+def sections(section: type[BaseModel], path: str = "") -> list[tuple[str, type[BaseModel]]]:
+    """Every section below one, with its path in the file; names are those of EXPERIMENT."""
+    names = {"corpora": "speeches", "tokenizers": "small", "runs": "tiny", "evaluate": "arithmetic", "sources": "mine"}
+    found = [(path, section)]
+    for key, field in section.model_fields.items():
+        for inner in [kind for kind in _types(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]:
+            name = f".{names[key]}" if key in names else ".0" if key in ("mixture", "validation") else ""
+            found += sections(inner, f"{path}.{key}{name}".removeprefix("."))
+    return found
+
+
+def _types(annotation: object) -> list[object]:
+    """The classes that an annotation is made of."""
+    return [annotation, *(kind for part in get_args(annotation) for kind in _types(part))]
+
+
+INTEGERS = [f"{path}.{key}" for path, section in sections(config.Experiment) for key, field in section.model_fields.items() if int in _types(field.annotation)]
+
+
+def test_every_section_with_a_count_was_found() -> None:
+    assert len(INTEGERS) > 30
+    assert {"runs.tiny.seed", "runs.tiny.base_train.schedule.warmup_steps", "runs.tiny.chat_sft.mixture.0.rows"} <= set(INTEGERS)
+
+
+@pytest.mark.parametrize("path", INTEGERS)
+@pytest.mark.parametrize("value", ["3", True, 3.0], ids=repr)
+def test_a_whole_number_is_a_whole_number(path: str, value: object) -> None:
+    content = copy.deepcopy(EXPERIMENT)
+    content["runs"]["tiny"]["mid_train"] = {"mixture": [{"task": "arithmetic"}]}
+    *parents, last = path.split(".")
+    place: Any = content
+    for name in parents:
+        new: Any = [{"task": "arithmetic"}] if name in ("mixture", "validation") else {}
+        place = place[int(name)] if isinstance(place, list) else place.setdefault(name, new)
+    place[last] = value
+    with pytest.raises(UserError) as caught:
+        config.validate(content, "config.yaml")
+    assert f"config.yaml: {path}={value!r}: " in str(caught.value)
 
 
 def test_every_problem_is_named_at_once() -> None:
@@ -138,6 +204,20 @@ def test_a_stage_subtree_names_only_what_differs_from_the_defaults() -> None:
     run = config.validate(EXPERIMENT).runs["tiny"]
     assert config.base_train_config(run) == {"depth": 2, "horizon": {"steps": 4, "batch_tokens": 1024}, "recipe": "compact-2026-11"}
     assert config.evaluate_config(run, "arithmetic") == {"task": "arithmetic", "limit": 5}
+
+
+def test_housekeeping_is_handed_on_and_is_no_part_of_what_a_stage_is() -> None:
+    content = with_value("runs.tiny.base_train.save_every_s", 60.0)
+    content["runs"]["tiny"]["base_train"] |= {"sample_every": 3, "validate_every": 7, "validation_rows": 9, "micro_batch_rows": 4}
+    content["runs"]["tiny"]["evaluate"]["arithmetic"]["batch_rows"] = 3
+    run = config.validate(content).runs["tiny"]
+    plain = config.validate(EXPERIMENT).runs["tiny"]
+    received = config.base_train_config(run)
+    assert (received["save_every_s"], received["sample_every"], received["validate_every"]) == (60.0, 3, 7)
+    assert config.identity(received) == {**config.base_train_config(plain), "validation_rows": 9, "micro_batch_rows": 4}
+    assert config.evaluate_config(run, "arithmetic")["batch_rows"] == 3
+    assert config.identity(config.evaluate_config(run, "arithmetic")) == config.evaluate_config(plain, "arithmetic")
+    assert set(config.HOUSEKEEPING) <= {*config.BaseTrain.model_fields, *config.TaskSettings.model_fields}
 
 
 def test_a_subtree_is_read_back_as_it_was() -> None:

@@ -80,16 +80,26 @@ def test_rates_follow_batch_and_width():
     assert plan.groups["smear_scalar"]["lr"] == pytest.approx(0.2)  # published without the factor of the batch
 
 
-def test_first_horizon_given_wins():
+def test_a_horizon_is_given_in_steps_tokens_or_tokens_per_parameter():
     def horizon(**given):
         plan = plan_base_train(resolved(COMPACT, 4, horizon={"batch_tokens": 4096, **given}), shape_of(4, COMPACT, sequence_len=256))
         return plan.steps
 
-    assert horizon(steps=7, tokens=1 << 20, tokens_per_param=5) == 7
-    assert horizon(tokens=1 << 20, tokens_per_param=5) == (1 << 20) // 4096
+    assert horizon(steps=7) == 7
+    assert horizon(tokens=1 << 20) == (1 << 20) // 4096
     counts = shape_of(4, COMPACT, sequence_len=256).params
     assert horizon(tokens_per_param=5) == 5 * counts["scaling"] // 4096
     assert horizon(tokens_per_param=5, counted_params="all") == 5 * counts["all"] // 4096
+
+
+@pytest.mark.parametrize(("key", "least"), [("tokens", 4096), ("tokens_per_param", None)])
+def test_less_than_one_batch_is_refused_and_one_batch_is_a_step(key, least):
+    shape = shape_of(4, COMPACT, sequence_len=256)
+    least = least or 4096 / shape.params["scaling"]
+    plan = plan_base_train(resolved(COMPACT, 4, horizon={"batch_tokens": 4096, key: least}), shape)
+    assert plan.steps == 1
+    with pytest.raises(UserError, match=rf"base_train.horizon.{key}=.*less than one batch of 8192; give more"):
+        plan_base_train(resolved(COMPACT, 4, horizon={"batch_tokens": 8192, key: least}), shape)
 
 
 @pytest.mark.parametrize(("depth", "width", "sequence_len"), [(1, 128, 64), (2, 128, 96), (3, 256, 2048)])

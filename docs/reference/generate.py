@@ -33,6 +33,7 @@ PLACES = {  # where a section stands in the file -> its class
 }
 WORDS = {
     "PositiveInt": "whole number above 0",
+    "Count": "whole number from 0 up",
     "Seed": "whole number from 0 up",
     "Fraction": "number from 0 to 1",
     "Epochs": "number above 0, at most 10,000",

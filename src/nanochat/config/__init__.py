@@ -6,6 +6,7 @@ Snakefile imports this package and nothing else of the package's upper layers.
 
 from nanochat.config.loading import load, parse_section, read_yaml, validate
 from nanochat.config.schema import (
+    HOUSEKEEPING,
     MAX_VOCAB,
     MIN_VOCAB,
     NAME,
@@ -43,6 +44,7 @@ from nanochat.config.subtrees import (
     evaluate_config,
     evaluated,
     fetch_config,
+    identity,
     resolve_base_train,
     source_parts,
     task_sources,
@@ -52,6 +54,7 @@ from nanochat.config.subtrees import (
 )
 
 __all__ = [
+    "HOUSEKEEPING",
     "MAX_VOCAB",
     "MIN_VOCAB",
     "NAME",
@@ -87,6 +90,7 @@ __all__ = [
     "evaluate_config",
     "evaluated",
     "fetch_config",
+    "identity",
     "load",
     "parse_section",
     "read_yaml",

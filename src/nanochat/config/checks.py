@@ -52,6 +52,10 @@ def find_problems(experiment: Experiment) -> list[str]:
 def _shard_problems(experiment: Experiment) -> list[str]:
     """Corpora that share a source which comes in shards share its chunks too: each must be made of whole ones."""
     problems = []
+    for name, corpus in experiment.corpora.items():
+        known = [SOURCES[source] for source in corpus.sources if source in SOURCES]
+        if corpus.shards is not None and not any(source.shards for source in known):
+            problems.append(f"corpora.{name}.shards={corpus.shards}: none of its sources comes in shards, all of their text is read; leave it out")
     for source in sorted({source for corpus in experiment.corpora.values() for source in corpus.sources if source in SOURCES}):
         if (total := SOURCES[source].shards) is None:
             continue
@@ -74,7 +78,11 @@ def _task_problems(name: str, run: Run) -> list[str]:
     for stage in ("mid_train", "chat_sft"):
         if (tune := getattr(run, stage)) is not None:
             uses += [(f"runs.{name}.{stage}.mixture", item.task, item.split, item.source) for item in [*tune.mixture, *tune.validation]]
-    problems = []
+    problems = [
+        f"runs.{name}.evaluate.{task}.phases={settings.phases}: run {name} has none of them; choose among {', '.join(run.phases)}"
+        for task, settings in run.evaluate.items()
+        if settings.phases and not set(settings.phases) & set(run.phases)
+    ]
     for place, task, split, source in uses:
         if task not in TASKS:
             problems.append(f"{place}={task!r}: no such task; choose one of {', '.join(sorted([*TASKS, 'bpb']))}")
@@ -108,6 +116,9 @@ def _shape_problems(place: str, run: Run) -> list[str]:
 def _batch_problems(place: str, run: Run, sequence_len: int) -> list[str]:
     problems = []
     base_batch = resolve_base_train(run.base_train, run.recipe)["horizon"]["batch_tokens"]
+    if base_batch and (tokens := run.base_train.horizon.tokens or base_batch) < base_batch:
+        cure = f"give at least {base_batch}, or a smaller batch_tokens"
+        problems.append(f"{place}.base_train.horizon.tokens={tokens}: less than one batch of {base_batch} tokens; {cure}")
     batches = [("base_train.horizon.batch_tokens", base_batch, run.base_train.micro_batch_rows)]
     for stage in ("mid_train", "chat_sft"):
         if (tune := getattr(run, stage)) is not None:

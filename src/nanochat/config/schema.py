@@ -13,8 +13,13 @@ PHASES = ("base", "mid", "sft", "rl")
 STAGE_OF_PHASE = {"base": "base_train", "mid": "mid_train", "sft": "chat_sft", "rl": "chat_rl"}
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 NOT_A_RUN = ("report", "tokenizers", "tokens")  # folders of results/ that hold something else
+# Housekeeping: keys that decide when something is shown, measured or saved, or how much memory it takes, and that no weight and (but for
+# rounding) no score depends on. They are handed to the stage and are no part of what it is: a change of them reruns and discards nothing.
+# micro_batch_rows is none of them: its rounding goes into the weights and grows. Nor is validation_rows: it decides what is held out.
+HOUSEKEEPING = ("validate_every", "sample_every", "save_every_s", "batch_rows")
 Name = Annotated[str, Field(pattern=NAME, max_length=64)]
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+Count = Annotated[int, Field(ge=0, strict=True)]
 Epochs = Annotated[float, Field(gt=0, le=10_000)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63, strict=True)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -53,7 +58,7 @@ class Corpus(Section):
 
     sources: Annotated[list[str], Field(min_length=1)]
     sequence_len: Annotated[int, Field(ge=16, le=65_536, strict=True)]  # tokens per row; rows are cut once, by tokenize
-    shards: PositiveInt | None = None  # sources that come in shards: how many training shards (default: all)
+    shards: PositiveInt | None = None  # sources that come in shards (an error if none does): how many training shards (default: all)
     chunk_shards: PositiveInt = 16  # shards per chunk, the unit of fetching and tokenizing
     accept_unclear_licences: bool = False
 
@@ -73,7 +78,7 @@ class Architecture(Section):
     width: PositiveInt | None = None  # absent: depth x aspect_ratio, rounded up to a multiple of head_dim
     aspect_ratio: PositiveInt | None = None
     head_dim: PositiveInt | None = None
-    kv_heads: Annotated[int, Field(ge=0)] | None = None  # 0: as many as heads
+    kv_heads: Count | None = None  # 0: as many as heads
     mlp_ratio: PositiveInt | None = None
     rope_base: Annotated[float, Field(gt=0)] | None = None
     qk_norm: bool | None = None
@@ -111,38 +116,45 @@ class Optimizer(Section):
     momentum_start: Beta | None = None
     momentum_peak: Beta | None = None
     momentum_final: Beta | None = None
-    momentum_warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    momentum_warmup_steps: Count | None = None
     grad_clip: Rate | None = None  # 0: none
 
 
 class Schedule(Section):
     """Learning rate over the run; a key that is absent follows the recipe."""
 
-    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    warmup_steps: Count | None = None
     warmdown_fraction: Fraction | None = None
     final_lr_fraction: Fraction | None = None
     weight_decay_schedule: Literal["constant", "linear", "cosine"] | None = None
 
 
 class Horizon(Section):
-    """How long to train and in which batches; a key that is absent follows the recipe."""
+    """How long to train and in which batches; a key that is absent follows the recipe. Give one of steps, tokens and tokens_per_param."""
 
-    steps: PositiveInt | None = None  # the first that is given wins: steps, tokens, tokens_per_param
+    steps: PositiveInt | None = None
     tokens: PositiveInt | None = None
     tokens_per_param: Annotated[float, Field(gt=0)] | None = None
     counted_params: Literal["all", "scaling"] | None = None  # scaling: block matrices and lm_head
-    batch_tokens: Annotated[int, Field(ge=0)] | None = None  # 0: from the scaling rule
+    batch_tokens: Count | None = None  # 0: from the scaling rule
     scale_lr_with_batch: bool | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        given = [f"{key}={value}" for key in ("steps", "tokens", "tokens_per_param") if (value := getattr(self, key)) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} say how long to train, each for itself; keep one of them")
+        return self
 
 
 class TrainCommon(Section):
     """Keys that every training stage has. Counts are in optimizer steps."""
 
     micro_batch_rows: PositiveInt | None = None  # rows per forward pass; absent: chosen from the shape
-    validate_every: Annotated[int, Field(ge=0)] = 250  # 0: only at the end
+    validate_every: Count = 250  # 0: only at the end; a change of it reruns nothing
     validation_rows: PositiveInt = 256
-    sample_every: Annotated[int, Field(ge=0)] = 0  # 0: only at the end
-    save_every_s: Annotated[float, Field(gt=0)] = 600.0  # resume state, in seconds of wall time
+    sample_every: Count = 0  # 0: only at the end; a change of it reruns nothing
+    save_every_s: Annotated[float, Field(gt=0)] = 600.0  # resume state, in seconds of wall time; a change of it reruns nothing
 
 
 class BaseTrain(TrainCommon):
@@ -187,7 +199,7 @@ class TaskSettings(Section):
     limit: PositiveInt | None = None  # a seeded sample of this many rows
     phases: Annotated[list[Literal["base", "mid", "sft", "rl"]], Field(min_length=1)] | None = None  # absent: every phase the run has
     max_new_tokens: PositiveInt = 256
-    batch_rows: PositiveInt = 16
+    batch_rows: PositiveInt = 16  # rows per forward pass; a change of it reruns nothing
     seed: Seed = 0
 
 

@@ -3,11 +3,13 @@
 Subtrees are dumped without defaults, so that a new field with a neutral default reruns nothing.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
 from nanochat.config.schema import (
+    HOUSEKEEPING,
     MAX_VOCAB,
     MIN_VOCAB,
     BaseTrain,
@@ -84,6 +86,11 @@ def resolve_base_train(section: BaseTrain, recipe: str) -> dict[str, Any]:
 def dump(section: BaseModel) -> dict[str, Any]:
     """A section as plain data, without keys that have their default value."""
     return section.model_dump(mode="json", exclude_defaults=True)
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's subtree, as received or resolved, without housekeeping: what decides its results, so what reruns and what resumes."""
+    return {key: value for key, value in config.items() if key not in HOUSEKEEPING}
 
 
 class Chunk(Section):

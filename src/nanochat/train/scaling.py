@@ -178,7 +178,11 @@ def plan_base_train(resolved: Mapping[str, Any], shape: Shape, *, ranks: int = 1
     batch = horizon["batch_tokens"] or automatic_batch(tokens, reference_tokens, shape.sequence_len)
     rows = resolved["micro_batch_rows"]
     check_batch("base_train.horizon.batch_tokens", batch, sequence_len=shape.sequence_len, ranks=ranks, micro_batch_rows=rows)
-    steps = horizon.get("steps") or max(1, int(tokens // batch))
+    steps = horizon.get("steps") or int(tokens // batch)
+    if not steps:
+        key = next(key for key in ("tokens", "tokens_per_param") if horizon.get(key))
+        cure = "give more, a smaller horizon.batch_tokens, or horizon.steps"
+        raise UserError(f"base_train.horizon.{key}={horizon[key]}: {int(tokens)} tokens are less than one batch of {batch}; {cure}")
     decay = optimizer["matrix_weight_decay"]
     if optimizer["scale_weight_decay"]:
         scaled = weight_decay_rule(decay, batch_tokens=batch, tokens=steps * batch, reference_tokens=reference_tokens)
