@@ -37,6 +37,7 @@ localrules:
     mid,
     sft,
     evaluate,
+    report,
 
 
 report: "reports/workflow.rst"
@@ -90,6 +91,12 @@ rule evaluate:
     """Every score of every run."""
     input:
         every_score(EXPERIMENT.runs),
+
+
+rule report:
+    """The report."""
+    input:
+        "results/report/report.html",
 
 
 include: "rules/fetch.smk"

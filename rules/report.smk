@@ -5,7 +5,7 @@ writes  results/report/: report.md, report.html
 """
 
 
-rule report:
+rule report_write:
     """Write the report of every reported run."""
     input:
         runs=[model(name, phase, "manifest.json") for name in reported_runs() for phase in EXPERIMENT.runs[name].phases],

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from workspace import Workspace
+from workspace import TARGETS, Workspace
 
 pytestmark = pytest.mark.workflow
 
@@ -218,6 +218,14 @@ def test_a_change_reruns_what_it_must_and_nothing_else(workspace: Workspace, pai
     assert workspace.plan() == set()
     pair.harmful(workspace)
     assert workspace.plan() == pair.stale
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_without_its_benchmarks_and_logs_is_finished(workspace: Workspace, target: str) -> None:
+    delete("benchmarks", "logs")(workspace)
+    assert workspace.plan(target) == set()
+    delete("results/report/report.html")(workspace)
+    assert workspace.plan(target) == (REPORT if target in ("all", "report") else set())
 
 
 def test_a_copy_with_new_times_reruns_nothing_and_still_notices_changes(finished: Workspace, tmp_path: Any) -> None:

@@ -14,7 +14,14 @@ import yaml
 
 REPOSITORY = Path(__file__).parent.parent
 CHECKOUT = ("Snakefile", "README.md", "rules", "profiles", "slurm", "configs", "envs", "reports", "src")
-STAGE_OF_RULE = {"fetch_part": "fetch", "fetch_local": "fetch", "tokenizer_train": "tokenizer", "evaluate_task": "evaluate"}  # others are called as their stage
+STAGE_OF_RULE = {  # others are called as their stage
+    "fetch_part": "fetch",
+    "fetch_local": "fetch",
+    "tokenizer_train": "tokenizer",
+    "evaluate_task": "evaluate",
+    "report_write": "report",
+}
+TARGETS = ("all", "fetch", "tokenizer", "tokens", "base", "mid", "sft", "evaluate", "report")  # rules that only name what others make
 
 
 @dataclass(frozen=True)
@@ -80,15 +87,15 @@ class Workspace:
         if "Nothing to be done" in done.stdout + done.stderr:
             assert "Job stats" not in done.stdout
             return set()
-        jobs = set()
+        jobs: list[tuple[str, list[str]]] = []
         for rule, block in re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)+)", done.stdout, flags=re.MULTILINE):
             wildcards = re.search(r"^    wildcards: (.*)$", block, flags=re.MULTILINE)
             values = [pair.partition("=")[2] for pair in wildcards[1].split(", ")] if wildcards else []
-            jobs.add(" ".join([STAGE_OF_RULE.get(rule, rule), *values]))
+            jobs.append((rule, values))
         total = re.search(r"^total +(\d+)$", done.stdout, flags=re.MULTILINE)
         assert total, done.stdout
         assert len(jobs) == int(total[1]), done.stdout
-        return jobs - {"all", "base", "mid", "sft", "tokens", "fetch", "tokenizer", "evaluate"}
+        return {" ".join([STAGE_OF_RULE.get(rule, rule), *values]) for rule, values in jobs if rule not in TARGETS}
 
     def experiment(self) -> dict[str, Any]:
         """The content of config.yaml."""
