@@ -93,10 +93,6 @@ class RowOrder:
         self.seed = seed
         self._half_bits = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
 
-    def epoch(self, counter: int) -> int:
-        """The pass that `counter` is in, from 0."""
-        return counter // self.count
-
     def at(self, counter: np.ndarray | Sequence[int] | int) -> Any:
         """Row of each counter, as an int64 array of its shape; an int gives an int."""
         counters = np.asarray(counter, dtype=np.int64)
