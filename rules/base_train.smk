@@ -1,7 +1,7 @@
 """Base training: pretrain a model on packed tokens.
 
 reads   the token chunks of the run's corpus, the tokenizer
-writes  results/{run}/base_train/: model.safetensors, and manifest.json last
+writes  results/{run}/base_train/: model.safetensors, model.json, optimizer.safetensors, and manifest.json last
         undeclared, so that it survives a failed attempt: resume/, metrics.jsonl, heartbeat.json, provenance.json
 """
 
@@ -14,9 +14,13 @@ rule base_train:
         tokenizer=lambda wildcards: tokenizer_manifest(EXPERIMENT.runs[wildcards.run].tokenizer),
     output:
         weights="results/{run}/base_train/model.safetensors",
+        description="results/{run}/base_train/model.json",
+        optimizer="results/{run}/base_train/optimizer.safetensors",
         manifest="results/{run}/base_train/manifest.json",
     params:
-        config=lambda wildcards: canonical_json(experiments.base_train_config(EXPERIMENT.runs[wildcards.run])),
+        identity=lambda wildcards: canonical_json(experiments.identity(experiments.base_train_config(EXPERIMENT.runs[wildcards.run]))),
+        # what follows from outputs is not compared by snakemake: housekeeping is handed on and reruns nothing
+        config=lambda wildcards, output: canonical_json(experiments.base_train_config(EXPERIMENT.runs[wildcards.run])),
     log:
         "logs/base_train/{run}.log",
     benchmark:

@@ -1,7 +1,7 @@
 """Chat fine-tuning: loss on the tokens of the assistant only.
 
 reads   the model of the phase before, the tokenizer, the fetched data of the mixture
-writes  results/{run}/chat_sft/: model.safetensors, and manifest.json last
+writes  results/{run}/chat_sft/: model.safetensors, model.json, and manifest.json last
         undeclared, so that it survives a failed attempt: resume/, metrics.jsonl, heartbeat.json, provenance.json
 """
 
@@ -11,13 +11,22 @@ rule chat_sft:
     input:
         model=lambda wildcards: model(wildcards.run, parent_phase(wildcards.run, "sft"), "manifest.json"),
         parent=lambda wildcards: ancient(model(wildcards.run, parent_phase(wildcards.run, "sft"), "model.safetensors")),
+        description=lambda wildcards: ancient(model(wildcards.run, parent_phase(wildcards.run, "sft"), "model.json")),
+        optimizer=lambda wildcards: (
+            ancient(model(wildcards.run, parent_phase(wildcards.run, "sft"), "optimizer.safetensors"))
+            if EXPERIMENT.runs[wildcards.run].chat_sft.warm_start_optimizer
+            else []
+        ),
         tokenizer=lambda wildcards: tokenizer_manifest(EXPERIMENT.runs[wildcards.run].tokenizer),
         data=lambda wildcards: tuning_data(EXPERIMENT.runs[wildcards.run], "chat_sft"),
     output:
         weights="results/{run}/chat_sft/model.safetensors",
+        description="results/{run}/chat_sft/model.json",
         manifest="results/{run}/chat_sft/manifest.json",
     params:
-        config=lambda wildcards: canonical_json(experiments.tune_config(EXPERIMENT.runs[wildcards.run], "chat_sft")),
+        identity=lambda wildcards: canonical_json(experiments.identity(experiments.tune_config(EXPERIMENT.runs[wildcards.run], "chat_sft"))),
+        # what follows from outputs is not compared by snakemake: housekeeping is handed on and reruns nothing
+        config=lambda wildcards, output: canonical_json(experiments.tune_config(EXPERIMENT.runs[wildcards.run], "chat_sft")),
     log:
         "logs/chat_sft/{run}.log",
     benchmark:

@@ -10,6 +10,7 @@ rule evaluate_task:
     input:
         model=lambda wildcards: model(wildcards.run, wildcards.phase, "manifest.json"),
         weights=lambda wildcards: ancient(model(wildcards.run, wildcards.phase, "model.safetensors")),
+        description=lambda wildcards: ancient(model(wildcards.run, wildcards.phase, "model.json")),
         tokenizer=lambda wildcards: tokenizer_manifest(EXPERIMENT.runs[wildcards.run].tokenizer),
         data=lambda wildcards: task_data(EXPERIMENT.runs[wildcards.run], wildcards.task),
         tokens=lambda wildcards: validation_tokens(wildcards, "manifest.json"),
@@ -17,7 +18,9 @@ rule evaluate_task:
     output:
         score="results/{run}/scores/{phase}/{task}.json",
     params:
-        config=lambda wildcards: canonical_json(experiments.evaluate_config(EXPERIMENT.runs[wildcards.run], wildcards.task)),
+        identity=lambda wildcards: canonical_json(experiments.identity(experiments.evaluate_config(EXPERIMENT.runs[wildcards.run], wildcards.task))),
+        # what follows from outputs is not compared by snakemake: housekeeping is handed on and reruns nothing
+        config=lambda wildcards, output: canonical_json(experiments.evaluate_config(EXPERIMENT.runs[wildcards.run], wildcards.task)),
     log:
         "logs/evaluate/{run}.{phase}.{task}.log",
     benchmark:

@@ -1,7 +1,7 @@
 """Mid-training: teach a pretrained model conversations, multiple choice and tools; loss on every token.
 
 reads   the base model, the tokenizer, the fetched data of the mixture
-writes  results/{run}/mid_train/: model.safetensors, and manifest.json last
+writes  results/{run}/mid_train/: model.safetensors, model.json, optimizer.safetensors, and manifest.json last
         undeclared, so that it survives a failed attempt: resume/, metrics.jsonl, heartbeat.json, provenance.json
 """
 
@@ -11,13 +11,23 @@ rule mid_train:
     input:
         model=lambda wildcards: model(wildcards.run, parent_phase(wildcards.run, "mid"), "manifest.json"),
         parent=lambda wildcards: ancient(model(wildcards.run, parent_phase(wildcards.run, "mid"), "model.safetensors")),
+        description=lambda wildcards: ancient(model(wildcards.run, parent_phase(wildcards.run, "mid"), "model.json")),
+        optimizer=lambda wildcards: (
+            ancient(model(wildcards.run, parent_phase(wildcards.run, "mid"), "optimizer.safetensors"))
+            if EXPERIMENT.runs[wildcards.run].mid_train.warm_start_optimizer
+            else []
+        ),
         tokenizer=lambda wildcards: tokenizer_manifest(EXPERIMENT.runs[wildcards.run].tokenizer),
         data=lambda wildcards: tuning_data(EXPERIMENT.runs[wildcards.run], "mid_train"),
     output:
         weights="results/{run}/mid_train/model.safetensors",
+        description="results/{run}/mid_train/model.json",
+        optimizer="results/{run}/mid_train/optimizer.safetensors",
         manifest="results/{run}/mid_train/manifest.json",
     params:
-        config=lambda wildcards: canonical_json(experiments.tune_config(EXPERIMENT.runs[wildcards.run], "mid_train")),
+        identity=lambda wildcards: canonical_json(experiments.identity(experiments.tune_config(EXPERIMENT.runs[wildcards.run], "mid_train"))),
+        # what follows from outputs is not compared by snakemake: housekeeping is handed on and reruns nothing
+        config=lambda wildcards, output: canonical_json(experiments.tune_config(EXPERIMENT.runs[wildcards.run], "mid_train")),
     log:
         "logs/mid_train/{run}.log",
     benchmark:

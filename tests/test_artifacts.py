@@ -89,6 +89,22 @@ def test_a_short_or_missing_output_is_refused(tmp_path: Path, damage: str, words
         artifacts.read_manifest(manifest)
 
 
+def test_an_optional_file_may_be_lost_until_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "extra.bin").write_bytes(b"678")
+    (tmp_path / "data.bin").write_bytes(b"12345")
+    manifest = tmp_path / "manifest.json"
+    artifacts.write_manifest(manifest, stage="fetch", config={}, inputs={}, outputs=["data.bin", "extra.bin"], optional=["extra.bin"], counts={})
+    assert artifacts.verified_file(manifest, "extra.bin").read_bytes() == b"678"
+    (tmp_path / "extra.bin").unlink()
+    assert set(artifacts.read_manifest(manifest)["outputs"]) == {"data.bin", "extra.bin"}
+    assert artifacts.verified_file(manifest, "data.bin").read_bytes() == b"12345"
+    with pytest.raises(UserError, match=r"extra\.bin: missing, .* snakemake --cores all .*manifest.json"):
+        artifacts.verified_file(manifest, "extra.bin")
+    (tmp_path / "data.bin").unlink()
+    with pytest.raises(UserError, match=r"data\.bin: missing"):
+        artifacts.read_manifest(manifest)
+
+
 def test_a_manifest_of_another_stage_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="made by stage 'fetch', 'tokenizer' is needed"):
         artifacts.read_manifest(make_manifest(tmp_path), stage="tokenizer")

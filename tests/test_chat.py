@@ -130,19 +130,29 @@ def test_a_model_cannot_command_the_terminal() -> None:
     assert printable("a\x1b[2Jb\x07c\rd\n\te\u00e4\x9b") == "a[2Jbcd\n\te\u00e4"
 
 
+def test_a_model_cannot_reorder_what_is_shown_and_joined_characters_stay_joined() -> None:
+    controls = [chr(code) for code in (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))]
+    assert printable(f"a{''.join(controls)}b") == "ab"
+    family, persian, soft_hyphen = "\U0001f469\u200d\U0001f467", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "co\u00adop"
+    for kept in (family, persian, soft_hyphen, "\u05e9\u05dc\u05d5\u05dd"):
+        assert printable(kept) == kept
+
+
 # --- what is not there -----------------------------------------------------------------------------------------------
 
 
 def test_a_phase_that_is_not_trained_names_those_that_are(results: Path) -> None:
     said = chat(results, "-i", "mid", "-p", "hi", code=2).stderr
-    assert "only base, sft" in said and "snakemake --cores all mid" in said and said.count("\n") == 1
-    assert "no target for it" in chat(results, "-i", "rl", code=2).stderr
+    assert "only base, sft" in said and "snakemake --cores all results/tiny/mid_train/model.safetensors (with --configfile" in said and said.count("\n") == 1
+    assert "the workflow does not build it" in chat(results, "-i", "rl", code=2).stderr
     assert "invalid choice" in chat(results, "-i", "chat", code=2).stderr
 
 
 def test_a_run_that_is_not_trained_names_those_that_are(results: Path) -> None:
     said = chat(results, "--run", "huge", code=2).stderr
-    assert "--run=huge" in said and "choose one of tiny" in said and "snakemake" in said
+    assert (
+        "--run=huge" in said and "choose one of tiny" in said and "snakemake --cores all results/huge/base_train/model.safetensors (with --configfile" in said
+    )
 
 
 def test_nothing_trained_says_how_to_begin(tmp_path: Path) -> None:
@@ -176,7 +186,8 @@ def test_damaged_weights_and_a_missing_tokenizer_are_refused(results: Path, tmp_
     weights.write_bytes(data)
     assert "damaged" in chat(copy, "-p", "hi", code=2).stderr
     shutil.rmtree(copy / "tokenizers" / "lab")
-    assert "found: none" in chat(copy, "-p", "hi", code=2).stderr
+    said = chat(copy, "-p", "hi", code=2).stderr
+    assert "found: none" in said and "snakemake --cores all tokenizer (with --configfile" in said
 
 
 @pytest.mark.parametrize(

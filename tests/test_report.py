@@ -225,10 +225,12 @@ def test_half_finished_run_says_what_is_missing_and_which_command_builds_it(tmp_
     files["run_manifests"] = [unfinished, tmp_path / "results/half/chat_sft/manifest.json"]
     files["scores"] = [Path("results/half/scores/sft/mmlu.json")]
     markdown, html = pages(files)
-    assert "BASE of run half: not finished (last logged step: " in markdown and "`snakemake --cores all base`" in markdown
-    assert "SFT of run half: not built yet; build it with `snakemake --cores all sft`" in markdown
-    assert "score mmlu of SFT, run half: not evaluated yet; build it with `snakemake --cores all results/half/scores/sft/mmlu.json`" in markdown
-    assert "<code>snakemake --cores all sft</code>" in html
+    assert "BASE of run half: not finished (last logged step: " in markdown and f"`snakemake --cores all {unfinished}`" in markdown
+    assert f"SFT of run half: not built yet; build it with `snakemake --cores all {tmp_path}/results/half/chat_sft/manifest.json`" in markdown
+    assert (
+        "score mmlu of SFT, run half: not evaluated yet; build it with `snakemake --cores all results/half/scores/sft/mmlu.json` (with --configfile" in markdown
+    )
+    assert f"<code>snakemake --cores all {tmp_path}/results/half/chat_sft/manifest.json</code>" in html
     assert "| minimum validation bits per byte | not available (the stage has not finished) |" in markdown
     assert "minutes" in html  # time of the interrupted attempt is drawn
 

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from nanochat import config
+from nanochat.artifacts import write_bytes, write_manifest
 from nanochat.errors import Stopped, UserError
 from nanochat.hardware import peak_flops
 from nanochat.model.config import ModelConfig
 from nanochat.model.gpt import GPT
 from nanochat.recipes import RECIPES
 from nanochat.runtime import Runtime, StopRequest
+from nanochat.stages.training import Session, Work, verify_files
 from nanochat.train.loop import Settings, Trainer, Validation
 from nanochat.train.metrics import MetricsFile
 from nanochat.train.scaling import Shape, plan_base_train
@@ -158,6 +160,22 @@ def test_rates_reach_every_group():
         assert group["lr"] == pytest.approx(plan.groups[group["name"]]["lr"] * multiplier)
     everything = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     assert everything == {id(parameter) for parameter in model.parameters()}
+
+
+def test_comparing_tokens_with_their_sha256_ends_when_asked_to(tmp_path):
+    """Tens of gigabytes take minutes: a stop signal does not wait for them."""
+    manifests = []
+    for name in ("one", "two"):
+        write_bytes(tmp_path / name / "tokens.bin", bytes(9 << 20))
+        write_manifest(tmp_path / name / "manifest.json", stage="tokenize", config={}, inputs={}, outputs=["tokens.bin"], counts={})
+        manifests.append(tmp_path / name / "manifest.json")
+    work = Work("base_train", tmp_path / "out" / "model.safetensors", tmp_path / "out" / "manifest.json", {}, {}, {})
+    stop = StopRequest()
+    session = Session(work, dataclasses.replace(CPU, facts={"threads": 2}), stop, None, 0.0)
+    verify_files(session, manifests, "tokens.bin")
+    stop.reason = "SIGTERM"
+    with pytest.raises(Stopped, match=r"stopped \(SIGTERM\) before training went on"):
+        verify_files(session, manifests, "tokens.bin")
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------

@@ -57,7 +57,37 @@ def test_a_finished_workflow_says_that_nothing_is_to_be_done(finished: Workspace
 def test_the_finished_model_answers(finished: Workspace) -> None:
     done = finished.nanochat("chat", "--run", "tiny", "-p", "Who are you?")
     assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stdout.strip(), "an answer, however little the miniature has learnt"
+    assert "run tiny, phase sft" in done.stderr and "Traceback" not in done.stderr
+    other = finished.nanochat("chat", "--run", "tiny", "-i", "base", "-p", "Who are you?")
+    assert done.stdout != other.stdout, "each phase answers by itself"
+
+
+def test_the_cure_for_a_damaged_model_makes_it_again(workspace: Workspace) -> None:
+    """Deleting the manifest alone would rebuild nothing: what follows from it is there."""
+    weights = workspace.path("results/tiny/chat_sft/model.safetensors")
+    intact = weights.read_bytes()
+    weights.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
+    said = workspace.nanochat("chat", "--run", "tiny", "-p", "Who are you?").stderr
+    cure = re.search(r"damaged .*; delete (\S+) and make it again: (snakemake --cores) all (\S+) \(with --configfile", said)
+    assert cure, said
+    workspace.path(cure[1]).unlink()
+    assert workspace.plan() == set()
+    assert workspace.plan(cure[3]) == {"chat_sft tiny"}
+    workspace.build(cure[3])
+    assert weights.read_bytes() == intact
+    assert workspace.nanochat("chat", "--run", "tiny", "-p", "Who are you?").returncode == 0
+
+
+def test_a_lost_optimizer_is_missed_by_nobody_but_a_warm_start(workspace: Workspace) -> None:
+    for stage in ("base_train", "mid_train"):
+        workspace.path(f"results/tiny/{stage}/optimizer.safetensors").unlink()
+    assert workspace.nanochat("chat", "--run", "tiny", "-i", "base", "-p", "The").returncode == 0
+    workspace.path("results/tiny/scores/mid/bpb.json").unlink()
+    setting = put(*RUN, "chat_sft", "warm_start_optimizer", to=False)
+    workspace.configure(setting)
+    said = workspace.build("evaluate")
+    assert "rule mid_train" not in said and "rule chat_sft" in said
 
 
 def test_the_history_keeps_what_the_log_of_an_attempt_loses(workspace: Workspace) -> None:

@@ -72,10 +72,19 @@ def spell_out_defaults(workspace: Workspace) -> None:
 def swap_values(workspace: Workspace) -> None:
     """Exchange two values of base_train, which leaves the set of its values as it was."""
     section = workspace.experiment()["runs"]["tiny"]["base_train"]
-    first, second = section["validate_every"], section["validation_rows"]
+    first, second = section["depth"], section["validation_rows"]
     assert first != second
-    setting("runs", "tiny", "base_train", "validate_every", to=second)(workspace)
+    setting("runs", "tiny", "base_train", "depth", to=second)(workspace)
     setting("runs", "tiny", "base_train", "validation_rows", to=first)(workspace)
+
+
+def keep_house(workspace: Workspace) -> None:
+    """Everything that decides when something is said, saved or measured, or how much memory it takes, and nothing that is learnt."""
+    for stage in ("base_train", "mid_train", "chat_sft"):
+        for key, value in {"save_every_s": 60, "sample_every": 3, "validate_every": 2}.items():
+            setting("runs", "tiny", stage, key, to=value)(workspace)
+    for task in ("bpb", "arithmetic", "identity"):
+        setting("runs", "tiny", "evaluate", task, "batch_rows", to=2)(workspace)
 
 
 def add_schema_field(workspace: Workspace) -> None:
@@ -207,6 +216,20 @@ PAIRS = [
     Pair("text deleted | no mid-training", delete("resources/wikipedia_summaries/all/*.parquet"), drop_mid_train, SFT | REPORT),
     Pair(
         "evaluation order | vocabulary", reformat, setting("tokenizers", "tiny", "vocab_size", to=600), {"tokenizer tiny"} | TOKENS | BASE | MID | SFT | REPORT
+    ),
+    Pair("housekeeping | rows held out", keep_house, setting("runs", "tiny", "base_train", "validation_rows", to=9), BASE | MID | SFT | REPORT),
+    Pair("housekeeping | micro-batch, whose rounding grows", keep_house, setting("runs", "tiny", "mid_train", "micro_batch_rows", to=2), MID | SFT | REPORT),
+    Pair(
+        "optimizer and shape lost after the end | next stage needs them",
+        delete("results/tiny/base_train/optimizer.safetensors", "results/tiny/base_train/model.json"),
+        setting("runs", "tiny", "mid_train", "lr_fraction", to=0.5),
+        BASE | MID | SFT | REPORT,
+    ),
+    Pair(
+        "optimizer lost after the end | next stage without it",
+        delete("results/tiny/mid_train/optimizer.safetensors"),
+        setting("runs", "tiny", "chat_sft", "warm_start_optimizer", to=False),
+        SFT | REPORT,
     ),
     Pair("nothing | sequence length", lambda _: None, setting("corpora", "tiny", "sequence_len", to=64), TOKENS | BASE | MID | SFT | REPORT),
 ]

@@ -100,7 +100,7 @@ class Lab:
 def start(command: list[str], **keywords: Any) -> "subprocess.Popen[str]":
     """A stage in a process of its own."""
     full = [sys.executable, "-m", "nanochat", *command]
-    return subprocess.Popen(full, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **keywords)
+    return subprocess.Popen(full, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **keywords})
 
 
 def run(command: list[str], code: int = 0, **keywords: Any) -> str:

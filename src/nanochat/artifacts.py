@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,13 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes, read in 4 MiB pieces."""
+def sha256_file(path: Path, on_piece: Callable[[], object] = lambda: None) -> str:
+    """Hex sha256 of a file's bytes, read in pieces of 4 MiB; `on_piece` is called after each and may raise to give up."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while piece := file.read(HASH_CHUNK_BYTES):
             digest.update(piece)
+            on_piece()
     return digest.hexdigest()
 
 
@@ -126,25 +127,43 @@ def write_manifest(
     inputs: Mapping[str, Path],
     outputs: list[str],
     counts: Mapping[str, Any],
+    optional: Collection[str] = (),
 ) -> dict[str, Any]:
     """Write the identity of a finished piece of work; call it after every output is in place.
 
-    `inputs`: name -> manifest file that was read. `outputs`: names of files in the manifest's folder.
+    `inputs`: name -> manifest file that was read. `outputs`: names of files in the manifest's folder; those that are `optional` too may be
+    lost without making the result useless to who does not ask for them.
     The result holds no path outside the folder, no time and no host.
     """
     manifest = {
         "stage": stage,
         "config": config,
         "inputs": {name: sha256_file(file) for name, file in inputs.items()},
-        "outputs": describe_files(path.parent, outputs),
+        "outputs": {name: stated | ({"optional": True} if name in optional else {}) for name, stated in describe_files(path.parent, outputs).items()},
         "counts": counts,
     }
     write_json(path, manifest)
     return manifest
 
 
-def read_manifest(path: Path, *, stage: str | None = None) -> dict[str, Any]:
-    """Read a manifest and check that its files are present with the sizes it states (content: `verified_file`)."""
+OTHER_EXPERIMENT = "with --configfile EXPERIMENT if that is not config.yaml"
+
+
+def build_command(target: Path | str) -> str:
+    """The command that makes a file of the workflow. It names the file, since a target such as `sft` means other models in another experiment."""
+    return f"snakemake --cores all {target}"
+
+
+def cure_of(manifest_path: Path) -> str:
+    """What to do about a result that is not whole. Deleting is not enough: snakemake makes a lost file again only where something asks for it."""
+    return f"delete {manifest_path} and make it again: {build_command(manifest_path)} ({OTHER_EXPERIMENT})"
+
+
+def read_manifest(path: Path, *, stage: str | None = None, files: Collection[str] | None = None) -> dict[str, Any]:
+    """Read a manifest and check that its files are present with the sizes it states (content: `verified_file`).
+
+    `files`: the names that the caller needs; by default all that are not optional.
+    """
     path = Path(path)
     manifest = read_json(path)
     if not isinstance(manifest, dict) or "stage" not in manifest or "outputs" not in manifest:
@@ -152,23 +171,25 @@ def read_manifest(path: Path, *, stage: str | None = None) -> dict[str, Any]:
     if stage is not None and manifest["stage"] != stage:
         raise UserError(f"{path}: made by stage {manifest['stage']!r}, {stage!r} is needed; give that stage's manifest.json")
     for name, stated in manifest["outputs"].items():
+        if stated.get("optional", False) if files is None else name not in files:
+            continue
         file = path.parent / name
         if not file.is_file():
-            raise UserError(f"{file}: missing, though its manifest lists it; delete {path} and run again to rebuild it")
+            raise UserError(f"{file}: missing, though its manifest lists it; {cure_of(path)}")
         if (size := file.stat().st_size) != stated["bytes"]:
-            raise UserError(f"{file}: {size} bytes, its manifest says {stated['bytes']}; delete {path} and run again to rebuild it")
+            raise UserError(f"{file}: {size} bytes, its manifest says {stated['bytes']}; {cure_of(path)}")
     return manifest
 
 
-def verified_file(manifest_path: Path, name: str) -> Path:
+def verified_file(manifest_path: Path, name: str, on_piece: Callable[[], object] = lambda: None) -> Path:
     """Path of output `name` beside a manifest, after comparing its sha256. Raises UserError on a mismatch."""
     manifest_path = Path(manifest_path)
-    stated = read_manifest(manifest_path)["outputs"].get(name)
+    stated = read_manifest(manifest_path, files=[name])["outputs"].get(name)
     if stated is None:
         raise UserError(f"{manifest_path}: lists no file {name!r}; run the stage that makes it again")
     file = manifest_path.parent / name
-    if sha256_file(file) != stated["sha256"]:
-        raise UserError(f"{file}: damaged (sha256 differs from its manifest); delete {manifest_path} and run again to rebuild it")
+    if sha256_file(file, on_piece) != stated["sha256"]:
+        raise UserError(f"{file}: damaged (sha256 differs from its manifest); {cure_of(manifest_path)}")
     return file
 
 

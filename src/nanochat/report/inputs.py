@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nanochat.artifacts import read_json, sha256_file
+from nanochat.artifacts import OTHER_EXPERIMENT, build_command, read_json, sha256_file
 from nanochat.config import PHASES, STAGE_OF_PHASE
 from nanochat.errors import UserError
 
@@ -26,7 +26,7 @@ class Missing:
 
     def sentence(self) -> str:
         """One sentence for the reader."""
-        return f"{self.what}: {self.why}; build it with `{self.command}`"
+        return f"{self.what}: {self.why}; build it with `{self.command}` ({OTHER_EXPERIMENT})"
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,9 @@ def read_inputs(
     trainings = [training for path in run_manifests if not runs or _run_of(path) in runs for training in [_training(path, missing)]]
     read_scores = [score for path in scores if not runs or _score_place(path)[0] in runs for score in [_score(path, missing)] if score]
     known = {training.run for training in trainings}
-    missing += [Missing(f"run {run}", "no manifest of it was handed to this report", "snakemake --cores all") for run in runs if run not in known]
+    for run in runs:
+        if run not in known:
+            missing.append(Missing(f"run {run}", "no manifest of it was handed to this report", build_command(f"results/{run}/base_train/manifest.json")))
     read_tokenizers = _artifacts(tokenizers, "tokenizer", missing)
     return Inputs(
         trainings=tuple(trainings),
@@ -149,18 +151,13 @@ def read_inputs(
     )
 
 
-def command_for(path: Path) -> str:
-    """The command that builds a file of the workflow."""
-    return f"snakemake --cores all {path.as_posix()}"
-
-
 def _run_of(path: Path) -> str:
     return path.parent.parent.name
 
 
 def _artifacts(paths: Iterable[Path], stage: str, missing: list[Missing]) -> tuple[Artifact, ...]:
     found = [_artifact(path, stage) for path in paths]
-    missing += [Missing(f"{stage} {item.path.parent.name}", f"{item.path} does not exist", command_for(item.path)) for item in found if not item.finished]
+    missing += [Missing(f"{stage} {item.path.parent.name}", f"{item.path} does not exist", build_command(item.path)) for item in found if not item.finished]
     return tuple(item for item in found if item.finished)
 
 
@@ -198,7 +195,7 @@ def _training(path: Path, missing: list[Missing]) -> Training:
     metrics = _metrics(path.parent / "metrics.jsonl")
     if not item.finished:
         started = f"not finished (last logged step: {metrics[-1].get('step', 'none')})" if metrics else "not built yet"
-        missing.append(Missing(f"{PHASE_OF_STAGE[stage].upper()} of run {run}", started, f"snakemake --cores all {PHASE_OF_STAGE[stage]}"))
+        missing.append(Missing(f"{PHASE_OF_STAGE[stage].upper()} of run {run}", started, build_command(path)))
     return Training(
         path,
         stage,
@@ -233,7 +230,7 @@ def _score(path: Path, missing: list[Missing]) -> Score | None:
     if phase not in PHASES:
         raise UserError(f"--scores={path}: not below a phase; give results/RUN/scores/{{{','.join(PHASES)}}}/TASK.json")
     if not path.is_file():
-        missing.append(Missing(f"score {path.stem} of {phase.upper()}, run {run}", "not evaluated yet", command_for(path)))
+        missing.append(Missing(f"score {path.stem} of {phase.upper()}, run {run}", "not evaluated yet", build_command(path)))
         return None
     content = read_json(path)
     if not isinstance(content, dict) or "score" not in content:

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from nanochat.artifacts import read_json, read_manifest
+from nanochat.artifacts import OTHER_EXPERIMENT, build_command, read_json, read_manifest
 from nanochat.config import PHASES, STAGE_OF_PHASE
 from nanochat.errors import UserError
 
-TARGETS = ("base", "mid", "sft")  # phases that the workflow can build by name
+BUILT = ("base", "mid", "sft")  # phases that the workflow can build
 
 
 def finished_phases(results: Path, run: str) -> list[str]:
@@ -29,7 +29,8 @@ def choose_run(results: Path, run: str | None) -> str:
     if not runs:
         raise UserError(f"{results}: no trained model here; train one with: make run (or give its folder with --results)")
     if run is not None:
-        raise UserError(f"--run={run}: no trained model of this name; choose one of {', '.join(runs)}, or train it with: snakemake --cores all sft")
+        cure = f"{build_command(f'results/{run}/base_train/model.safetensors')} ({OTHER_EXPERIMENT})"
+        raise UserError(f"--run={run}: no trained model of this name; choose one of {', '.join(runs)}, or train it: {cure}")
     if len(runs) > 1:
         raise UserError(f"--run: several runs are trained; choose one of {', '.join(runs)}")
     return runs[0]
@@ -41,7 +42,8 @@ def choose_phase(results: Path, run: str, phase: str | None) -> str:
     if phase is None:
         return phases[-1]
     if phase not in phases:
-        cure = f"build it with: snakemake --cores all {phase}" if phase in TARGETS else "the workflow has no target for it"
+        command = build_command(f"results/{run}/{STAGE_OF_PHASE[phase]}/model.safetensors")
+        cure = f"build it: {command} ({OTHER_EXPERIMENT})" if phase in BUILT else "the workflow does not build it"
         raise UserError(f"-i {phase}: run {run} has no such phase yet, only {', '.join(phases)}; {cure}")
     return phase
 
@@ -59,4 +61,5 @@ def tokenizer_of(results: Path, model: Path) -> Path:
         if read_manifest(path)["outputs"].get("tokenizer.json", {}).get("sha256") == wanted:
             return path
     names = ", ".join(path.parent.name for path in found) or "none"
-    raise UserError(f"{results / 'tokenizers'}: the tokenizer of {model} is not there (found: {names}); build it with: snakemake --cores all tokenizer")
+    cure = f"build it: {build_command('tokenizer')} ({OTHER_EXPERIMENT})"
+    raise UserError(f"{results / 'tokenizers'}: the tokenizer of {model} is not there (found: {names}); {cure}")

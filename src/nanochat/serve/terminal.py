@@ -27,6 +27,7 @@ from nanochat.serve.models import choose_phase, choose_run, model_manifest, toke
 if TYPE_CHECKING:
     from nanochat.serve.dialogue import Dialogue
 
+BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # Unicode's Bidi_Control; joiners are none
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 HELP = """\
 /clear           forget this conversation
@@ -174,8 +175,8 @@ def command(terminal: "Terminal", dialogue: "Dialogue", line: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """`text` without control characters, so that a model cannot command the terminal."""
-    return "".join(character for character in text if character in "\n\t" or unicodedata.category(character) != "Cc")
+    """`text` without control characters, so that a model cannot command the terminal, and without those that reorder what is shown."""
+    return "".join(letter for letter in text if letter in "\n\t" or (letter not in BIDI_CONTROLS and unicodedata.category(letter) != "Cc"))
 
 
 class Terminal:

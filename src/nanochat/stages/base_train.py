@@ -1,10 +1,11 @@
 """Pretrain a model on packed tokens: `depth` and a recipe decide its shape, its rates and how long.
 
-reads   --tokens manifests of stage tokenize (training and validation chunks), --tokenizer the manifest they were made with
+reads   --tokens manifests of stage tokenize (training and validation chunks; the tokens are compared with their sha256 at each start),
+        --tokenizer the manifest they were made with
 writes  beside --manifest: model.safetensors, model.json, optimizer.safetensors (for a warm start of the next stage),
         samples.json, config.json, provenance.json, metrics.jsonl, heartbeat.json; manifest.json last
-resumes from resume/ there, saved every save_every_s seconds and when it is asked to stop (SIGTERM, SIGINT, SIGUSR1 or
-        --max-seconds; exit code 75). Killed in any way and started again it ends with the same bytes.
+resumes from resume/ there, saved every save_every_s seconds and when it is asked to stop (SIGTERM, SIGINT, SIGUSR1,
+        SIGHUP or --max-seconds; exit code 75). Killed in any way and started again it ends with the same bytes.
 by hand: nanochat base_train --config '{"recipe": "compact-2026-11", "depth": 4}' --tokens T/train/manifest.json
          T/validation/manifest.json --tokenizer results/tokenizers/NAME/manifest.json --weights OUT/model.safetensors
          --manifest OUT/manifest.json
@@ -18,14 +19,14 @@ import numpy as np
 import torch
 
 from nanochat.artifacts import sha256_file
-from nanochat.config import BaseTrainStage, dump, resolve_base_train
-from nanochat.data.rows import TokenRows
+from nanochat.config import BaseTrainStage, dump, identity, resolve_base_train
+from nanochat.data.rows import TOKENS_FILE, TokenRows
 from nanochat.errors import UserError
 from nanochat.model.config import ModelConfig
 from nanochat.model.gpt import GPT
 from nanochat.stages.common import add_training_flags, read_stage_config, stage_parser
 from nanochat.stages.samples import TEXT_PROMPTS, Sampler
-from nanochat.stages.training import Work, accelerator_bytes, finish, session, shape_of, train, validation_hook
+from nanochat.stages.training import Work, accelerator_bytes, finish, session, shape_of, train, validation_hook, verify_files
 from nanochat.tasks.draw import sample_indices
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.batches import TextBatches, next_token_pairs
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> None:
     section = read_stage_config(flags.config, BaseTrainStage)
     resolved = resolve_base_train(section, section.recipe)
     inputs = {"tokenizer": flags.tokenizer, **named_chunks(flags.tokens)}
-    work = Work("base_train", flags.weights, flags.manifest, dump(section), resolved, inputs)
+    work = Work("base_train", flags.weights, flags.manifest, dump(section), identity(resolved), inputs)
     tokenizer = Tokenizer.load(flags.tokenizer)
     rows, held_out = (open_rows(flags.tokens, split, flags.tokenizer, tokenizer) for split in ("train", "validation"))
     config, reference = model_configs(resolved, section.depth, tokenizer.vocab_size, rows.row_tokens - 1)
@@ -53,6 +54,7 @@ def main(arguments: list[str]) -> None:
 
     with session(work, flags, arguments, seed=section.seed) as current:
         runtime = current.runtime
+        verify_files(current, flags.tokens, TOKENS_FILE)
         shape = shape_of(config, reference)
         plan = plan_base_train(resolved, shape, ranks=runtime.world_size, memory_bytes=accelerator_bytes(runtime))
         model = GPT(config, dtype=runtime.dtype, generator=torch.Generator().manual_seed(section.seed)).to(runtime.device)

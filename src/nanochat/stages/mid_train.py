@@ -4,8 +4,8 @@ reads   --model manifest of the parent stage, --tokenizer the manifest it was tr
         fetched sources that the mixture draws from
 writes  beside --manifest: model.safetensors, model.json, optimizer.safetensors, samples.json, config.json, provenance.json,
         metrics.jsonl, heartbeat.json; manifest.json last
-resumes from resume/ there, saved every save_every_s seconds and when it is asked to stop (SIGTERM, SIGINT, SIGUSR1 or
-        --max-seconds; exit code 75). Killed in any way and started again it ends with the same bytes.
+resumes from resume/ there, saved every save_every_s seconds and when it is asked to stop (SIGTERM, SIGINT, SIGUSR1,
+        SIGHUP or --max-seconds; exit code 75). Killed in any way and started again it ends with the same bytes.
 by hand: nanochat mid_train --config '{"mixture": [{"task": "identity"}]}' --model results/RUN/base_train/manifest.json
          --tokenizer results/tokenizers/NAME/manifest.json --weights OUT/model.safetensors --manifest OUT/manifest.json
          A manifest that is complete for the same config and inputs is kept: delete it to train again.

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.artifacts import read_json, read_manifest, sha256_file, verified_file, write_json
-from nanochat.config import TuneStage, dump
-from nanochat.errors import Stopped, UserError
+from nanochat.config import TuneStage, dump, identity
+from nanochat.errors import UserError
 from nanochat.model.gpt import GPT
 from nanochat.model.weights import DESCRIPTION, load_model
 from nanochat.optim.muon_adamw import MuonAdamW
-from nanochat.runtime import Runtime, StopRequest, log
+from nanochat.runtime import Runtime, log
 from nanochat.stages.common import StageParser, add_training_flags, read_stage_config, stage_parser
 from nanochat.stages.samples import Sampler
-from nanochat.stages.training import OPTIMIZER, Session, Work, accelerator_bytes, finish, session, shape_of, train, validation_hook
+from nanochat.stages.training import OPTIMIZER, Session, Work, accelerator_bytes, finish, session, shape_of, stop_now, train, validation_hook
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.batches import ConversationBatches
 from nanochat.train.conversations import LossOn, PackedRows, pack_mixture, render_mixture
@@ -58,7 +58,7 @@ def tune(kind: Tuning, docstring: str | None, arguments: list[str]) -> None:
     section = read_stage_config(flags.config, TuneStage)
     settings = section.model_dump(mode="json")
     inputs = {"model": flags.model, "tokenizer": flags.tokenizer, **named_sources(flags.data)}
-    work = Work(kind.stage, flags.weights, flags.manifest, dump(section), settings, inputs)
+    work = Work(kind.stage, flags.weights, flags.manifest, dump(section), identity(settings), inputs)
     tokenizer = Tokenizer.load(flags.tokenizer)
     parent = read_parent(flags.model, tokenizer)
     if work.is_complete():
@@ -117,7 +117,11 @@ def warm_start(model: GPT, optimizer: MuonAdamW, flags: Namespace, runtime: Runt
         if runtime.is_main:
             log(f"warm_start_optimizer=true asked, fresh optimizer used: {flags.model} has no {OPTIMIZER}")
         return
-    found = restore_optimizer(model, optimizer, read_tensors(verified_file(flags.model, OPTIMIZER)))
+    try:
+        file = verified_file(flags.model, OPTIMIZER)
+    except UserError as problem:
+        raise UserError(f"{problem}; or, without training that model again, set warm_start_optimizer: false") from None
+    found = restore_optimizer(model, optimizer, read_tensors(file))
     if runtime.is_main:
         log(f"optimizer warm-started: {found} parameters from {flags.model}")
 
@@ -188,9 +192,3 @@ def make_rows(current: Session, kind: Tuning, section: TuneStage, data: Sequence
         seed=section.seed,
         files=(folder / TRAINING, folder / VALIDATION),
     ).counts
-
-
-def stop_now(stop: StopRequest) -> None:
-    """Raise Stopped if the process was asked to end while there is nothing to save yet."""
-    if stop:
-        raise Stopped(f"stopped ({stop.reason}) before the first step; run the same command again to go on")
