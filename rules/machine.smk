@@ -64,7 +64,11 @@ def runtime_of(rule: str):
 
 def refuse_the_hopeless() -> None:
     """End the program before anything is started or submitted if a job cannot do its work as it is asked."""
-    plan = plan_of_run()
+    try:
+        plan = plan_of_run()
+    except Exception as error:  # a plan that fails must not stop the work
+        print(f"nanochat: warning: this run could not be planned ({type(error).__name__}: {error})", file=sys.stderr)
+        return
     if plan is not None and plan.problems:
         end_with(plan.problems)
 

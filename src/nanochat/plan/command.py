@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from nanochat.errors import UserError
 
-PREFIX = "nanochat: error: "
+PREFIX, WARNING = "nanochat: error: ", "nanochat: warning: "
 
 
 class Parser(ArgumentParser):
@@ -65,6 +65,7 @@ def ask_workflow(flags: Namespace) -> dict[str, Any]:
         done = subprocess.run([*command, "--", *flags.targets], capture_output=True, text=True, check=False)
         if done.returncode or not file.is_file():
             raise UserError(explain(done.stdout + done.stderr, flags))
+        print("".join(line for line in done.stderr.splitlines(keepends=True) if line.startswith(WARNING)), end="", file=sys.stderr)
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found
 

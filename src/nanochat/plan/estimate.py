@@ -20,8 +20,9 @@ EVERY_NODE_COUNTS = 0.92  # share of the speed that is left by gradients crossin
 CPU_FLOPS = 150e9  # of one core, in fp32 matrix products; assumption for a machine that has not been measured
 CPU_UTILISATION = 0.3  # measured with the quickstart on two cores: 44e9 each
 # a step cannot be shorter, however small its batch: gradients are summed over GPUs and every parameter is updated. Published fine-tuning
-# of 561M parameters on 8 GPUs: 0.2 s per step
-UPDATE_S_PER_PARAM = 3e-10
+# of 561M parameters on 8 H100: 701 steps in 146 s, its start included
+UPDATE_S_PER_PARAM = 2e-10
+RENDER_S = 2e-4  # of one conversation, before training on a mixture begins; measured with the quickstart
 MARGIN = 1.15  # of the time asked from a scheduler over the estimate
 MINIMUM_RUNTIME_MIN = 30  # queues favour short jobs, but a slow file system at the start must not kill one
 USABLE = 0.95  # of a job's time: a stage stops before the limit to save its state (rules/shell.sh)
@@ -67,6 +68,7 @@ class TrainingWork:
     validations: int = 0
     validation_tokens: int = 0  # of each validation
     read_bytes: int = 0  # compared with their sha256 at each start
+    conversations: int = 0  # rendered and packed at the first start
     state_bytes: int = 0  # of a saved state: weights and optimizer
     save_every_s: float = 600.0
 
@@ -101,7 +103,8 @@ def training_duration(work: TrainingWork, machine: Machine) -> Duration:
     training = machine.training_s(flops=work.flops, width=work.width, steps=work.steps, params=work.params)
     validation = machine.training_s(flops=work.validation_flops, width=work.width)
     saves = (training + validation) / work.save_every_s + 1
-    return Duration(machine.start_up_s + work.read_bytes / VERIFY_BYTES_PER_S, training, validation, saves * work.state_bytes / SAVE_BYTES_PER_S)
+    start_up = machine.start_up_s + work.read_bytes / VERIFY_BYTES_PER_S + work.conversations * RENDER_S
+    return Duration(start_up, training, validation, saves * work.state_bytes / SAVE_BYTES_PER_S)
 
 
 @dataclass(frozen=True)

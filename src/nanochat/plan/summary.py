@@ -174,8 +174,18 @@ def _warnings(planned: Sequence[Planned]) -> Iterable[str]:
             rows = item.estimate.training.plan.micro_batch_rows
             cure = f"lower micro_batch_rows (now {rows})" if rows > 1 else "take a card with more memory or a smaller model"
             yield f"{item.job.name}: about {need / GIB:.0f} GiB of a GPU's {card / GIB:.0f} GiB; {cure}"
-        if item.facts.unknown:
-            yield f"{item.job.rule}: hours, price and memory are not available: {item.facts.unknown}"
+    for item in {item.job.rule: item for item in planned if _cannot_end(item)}.values():
+        cure = "raise runtime_limit" + (", or lower chunk_shards of the corpus" if item.job.stage == "tokenize" else "")
+        yield f"{item.job.name}: about {(item.estimate.seconds or 0) / 60:.0f} minutes in one job, above runtime_limit {item.facts.runtime_limit}; {cure}"
+    for why in dict.fromkeys(item.facts.unknown for item in planned if item.facts.unknown):
+        rules = dict.fromkeys(item.job.rule for item in planned if item.facts.unknown == why)
+        yield f"{', '.join(rules)}: hours, price and memory are not available: {why}"
+
+
+def _cannot_end(item: Planned) -> bool:
+    """Whether a stage that cannot be cut into several jobs is longer than one may be."""
+    limit, seconds = item.facts.runtime_limit, item.estimate.seconds
+    return item.job.stage not in TRAINING and limit is not None and seconds is not None and seconds > limit * 60
 
 
 def fetches(planned: Sequence[Planned]) -> list[dict[str, Any]]:

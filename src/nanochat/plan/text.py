@@ -34,8 +34,9 @@ def totals(plan: Plan) -> str:
     if sums.chain_hours < 0.95 * sums.hours:
         hours += f", {_hours(sums.chain_hours)} at least when jobs run side by side"
     lines.append(hours + (f"; {sums.unknown} of {len(plan.jobs)} jobs not estimated" if sums.unknown else ""))
-    if any(item.estimate.gpus for item in plan.jobs):
-        lines.append(f"    {sums.gpu_hours:,.1f} GPU-hours, {_money(sums.price)}{_price_note(plan.jobs)}")
+    if on_gpus := [item.gpu_hours for item in plan.jobs if item.estimate.gpus]:
+        known = f"{sums.gpu_hours:,.1f} GPU-hours, {_money(sums.price)}{_price_note(plan.jobs)}"
+        lines.append(f"    {known if on_gpus != [None] * len(on_gpus) else 'GPU-hours and price not available'}")
     if sums.fetch_parts:
         unknown = f"{' and' * bool(sums.fetch_bytes)} {sums.fetch_unknown} of unknown size" if sums.fetch_unknown else ""
         lines.append("    to fetch: " + (_size(sums.fetch_bytes) if sums.fetch_bytes else "") + unknown)

@@ -74,6 +74,11 @@ def mixture_tokens(mixture: Iterable[MixtureItem], vocab_size: int, sequence_len
     return math.ceil(total)
 
 
+def mixture_conversations(mixture: Iterable[MixtureItem]) -> int:
+    """Conversations of a mixture, each counted once."""
+    return sum(rows_of(item.task, item.split, source=item.source, rows=item.rows) or 0 for item in mixture)
+
+
 # --- sources ---------------------------------------------------------------------------------------------------------
 
 

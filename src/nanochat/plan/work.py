@@ -8,7 +8,7 @@ from typing import Any
 from nanochat.config import Experiment, Run, TaskSettings, Tune, resolve_base_train
 from nanochat.model.config import ModelConfig
 from nanochat.plan.estimate import Machine, TrainingWork
-from nanochat.plan.texts import OTHER_QUESTION_TOKENS, PACKED, QUESTION_TOKENS, bytes_per_token, mixture_tokens, rows_of
+from nanochat.plan.texts import OTHER_QUESTION_TOKENS, PACKED, QUESTION_TOKENS, bytes_per_token, mixture_conversations, mixture_tokens, rows_of
 from nanochat.tasks import TASKS
 from nanochat.train.scaling import TrainingPlan, plan_base_train, plan_tune
 from nanochat.train.sizes import Memory, model_configs, optimizer_bytes, shape_of, training_memory
@@ -57,11 +57,12 @@ class Works:
         base = plan_base_train(resolve_base_train(run.base_train, run.recipe), shape_of(config, reference), **base_place)
         if stage == "base_train":
             section: Any = run.base_train
-            return _described(section, config, base, read_bytes=base.tokens * _token_bytes(config), keep_optimizer=True, approximate=False)
+            return _described(section, config, base, read_bytes=base.tokens * _token_bytes(config), keep_optimizer=True)
         section = getattr(run, stage)
         rows = mixture_rows(section, config)
         plan = plan_tune(stage, section.model_dump(mode="json"), base.to_dict(), shape_of(config, config), rows=rows, **place)
-        return _described(section, config, plan, read_bytes=0, keep_optimizer=stage == "mid_train", approximate=True)
+        conversations = mixture_conversations([*section.mixture, *section.validation])
+        return _described(section, config, plan, conversations=conversations, keep_optimizer=stage == "mid_train")
 
     # --- scores ------------------------------------------------------------------------------------------------------
 
@@ -89,7 +90,7 @@ def _token_bytes(config: ModelConfig) -> int:
     return 2 if config.vocab_size <= 1 << 16 else 4
 
 
-def _described(section: Any, config: ModelConfig, plan: TrainingPlan, *, read_bytes: int, keep_optimizer: bool, approximate: bool) -> Training:
+def _described(section: Any, config: ModelConfig, plan: TrainingPlan, *, read_bytes: int = 0, conversations: int = 0, keep_optimizer: bool) -> Training:
     counts = config.parameter_counts()
     weights, optimizer = 4 * counts["total"], optimizer_bytes(config)
     work = TrainingWork(
@@ -101,12 +102,13 @@ def _described(section: Any, config: ModelConfig, plan: TrainingPlan, *, read_by
         validations=1 + (plan.steps - 1) // section.validate_every if section.validate_every else 1,
         validation_tokens=section.validation_rows * config.sequence_len,
         read_bytes=read_bytes,
+        conversations=conversations,
         state_bytes=weights + optimizer,
         save_every_s=section.save_every_s,
     )
     memory = training_memory(config, plan.micro_batch_rows)
     kept = weights + optimizer * keep_optimizer
-    return Training(config, plan, work, memory, kept, RESUME_SLOTS * (weights + optimizer), approximate)
+    return Training(config, plan, work, memory, kept, RESUME_SLOTS * (weights + optimizer), bool(conversations))
 
 
 def evaluation_s(config: ModelConfig, read: int, made: int, batch_rows: int, machine: Machine) -> float:
