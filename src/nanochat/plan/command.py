@@ -78,5 +78,7 @@ def explain(said: str, flags: Namespace) -> str:
         return f"--profile={flags.profile}: no such profile; give the name of a folder that holds a profile.yaml, such as slurm or profiles/gpu"
     if missing := re.search(r"No rule to produce (\S+)", said) or re.search(r"MissingRuleException[^\n]*\n(\S+)", said):
         return f"{missing[1]}: the workflow makes no such thing; give a stage (fetch, tokenizer, tokens, base, mid, sft, evaluate, report) or a file"
+    if refused := re.search(r"Resource '(\w+)' was given value '([^']*)'", said):
+        return f"profile: {refused[1]}={refused[2]}: not a whole number of at least 0; write a plain number"
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return f"snakemake cannot plan this: {' '.join(lines[-3:])[-500:] or 'it says nothing'}"

@@ -31,7 +31,7 @@ def totals(plan: Plan) -> str:
     """The lines at the end: hours, GPU-hours, price, what is fetched, what would be refused."""
     sums, lines = plan.totals, ["Plan"]
     hours = f"    {_hours(sums.hours)} in all"
-    if sums.chain_hours < 0.95 * sums.hours:
+    if _hours(sums.chain_hours) != _hours(sums.hours):
         hours += f", {_hours(sums.chain_hours)} at least when jobs run side by side"
     lines.append(hours + (f"; {sums.unknown} of {len(plan.jobs)} jobs not estimated" if sums.unknown else ""))
     if on_gpus := [item.gpu_hours for item in plan.jobs if item.estimate.gpus]:
