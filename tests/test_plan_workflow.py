@@ -15,6 +15,7 @@ from test_plan import finished_stage, planner, published_speed
 from workspace import REPOSITORY, Workspace
 
 from nanochat.config import load
+from nanochat.plan.texts import WHEEL_TEXT_BYTES
 from nanochat.train.sizes import optimizer_bytes
 
 pytestmark = pytest.mark.workflow
@@ -125,6 +126,11 @@ def test_what_has_to_be_fetched_comes_first_with_its_size(empty_workspace: Works
     there = {path.name for path in empty_workspace.path("resources/wheels").glob("*.whl")}
     assert plan["to_fetch"] and all((entry["bytes"] == 0) == (entry["what"] in there) for entry in plan["to_fetch"])
     assert plan["totals"]["hours"] == 0, "how long it takes is up to the network"
+
+
+def test_the_text_of_a_source_is_what_was_fetched(finished: Workspace) -> None:
+    manifest = json.loads(finished.path("resources/wikipedia_summaries/all/manifest.json").read_text(encoding="utf-8"))
+    assert manifest["counts"]["bytes"] == WHEEL_TEXT_BYTES["wikipedia_summaries"]
 
 
 def test_sizes_on_disk_are_met(finished: Workspace) -> None:

@@ -63,8 +63,10 @@ def ask_workflow(flags: Namespace) -> dict[str, Any]:
         command += ["--profile", flags.profile] if flags.profile else []
         command += ["--configfile", str(flags.configfile)] if flags.configfile else []
         done = subprocess.run([*command, "--", *flags.targets], capture_output=True, text=True, check=False)
-        if done.returncode or not file.is_file():
+        if done.returncode:
             raise UserError(explain(done.stdout + done.stderr, flags))
+        if not file.is_file():
+            raise RuntimeError(f"the workflow left no plan: {done.stderr[-2000:]}")
         print("".join(line for line in done.stderr.splitlines(keepends=True) if line.startswith(WARNING)), end="", file=sys.stderr)
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found

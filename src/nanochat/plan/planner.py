@@ -145,7 +145,7 @@ class Planner:
 
     def _tokenize(self, wildcards: Mapping[str, str]) -> Estimate:
         chunk = self.chunks(wildcards["corpus"])[wildcards["chunk"]]
-        size = self._text(chunk.source, chunk.part)
+        size = self._text(chunk.source, chunk.part, chunk.split)
         if size is None:
             return Estimate("tokenize", "", why_unknown="how much text there is shows when it has been fetched")
         vocab_size = self.experiment.tokenizers[wildcards["tokenizer"]].vocab_size
@@ -164,14 +164,14 @@ class Planner:
         """Chunks of a corpus by name."""
         return {chunk.name: chunk for chunk in config.corpus_chunks(self.experiment, corpus)}
 
-    def _text(self, source: str, part: str) -> int | None:
-        """Bytes of text in a fetched or a known part of a source."""
+    def _text(self, source: str, part: str, split: str | None = None) -> int | None:
+        """Bytes of text in a part of a source, or in one split of it."""
         manifest = self.root / "resources" / source / part / "manifest.json"
         try:
             fetched = read_json(manifest) if manifest.is_file() else None
         except UserError:
             fetched = None
-        return text_bytes(self.experiment.source(source), part, config.fetch_config(self.experiment, source, part), fetched)
+        return text_bytes(self.experiment.source(source), part, config.fetch_config(self.experiment, source, part), split=split, manifest=fetched)
 
 
 def _once(chunks: list[config.Chunk]) -> list[config.Chunk]:

