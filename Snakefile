@@ -13,8 +13,10 @@ from snakemake.utils import min_version
 min_version("9.19")
 
 include: "rules/common.smk"
+include: "rules/machine.smk"
 
 EXPERIMENT = read_experiment(config)
+PLANNER = plan_on_this_machine()
 shell.prefix(shell_prefix())
 
 wildcard_constraints:
@@ -41,6 +43,10 @@ localrules:
 
 
 report: "reports/workflow.rst"
+
+
+onstart:
+    refuse_the_hopeless()
 
 
 rule all:

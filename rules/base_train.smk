@@ -32,7 +32,7 @@ rule base_train:
     resources:
         gpu=0,
         mem_mb=4000,
-        runtime=WEEK,
+        runtime=runtime_of("base_train"),
     shell:
         """
         nanochat base_train \

@@ -38,7 +38,7 @@ rule chat_sft:
     resources:
         gpu=0,
         mem_mb=4000,
-        runtime=WEEK,
+        runtime=runtime_of("chat_sft"),
     shell:
         """
         nanochat chat_sft \

@@ -16,7 +16,6 @@ from nanochat.data.readers_local import listing, local_files
 from nanochat.errors import UserError
 
 REFERENCES = ("gpt2_ranks", "cl100k_ranks")  # the tokenizers that ours is measured against
-WEEK = 7 * 24 * 60  # minutes; a `runtime` that stops nobody: profiles of machines with a time limit set their own
 
 
 def shell_prefix() -> str:
@@ -92,9 +91,22 @@ def local_inputs(source: str) -> list[str]:
     return [str(file) for file in local_text(source) if "{" not in str(file)]
 
 
+@cache  # asked for by every chunk of the corpus
 def chunks(corpus: str, split: str | None = None) -> list:
     """Chunks of a corpus, of one split or of both."""
     return [chunk for chunk in experiments.corpus_chunks(EXPERIMENT, corpus) if split in (None, chunk.split)]
+
+
+@cache
+def chunks_by_name(corpus: str) -> dict:
+    """Chunks of a corpus by the names of their folders."""
+    return {chunk.name: chunk for chunk in chunks(corpus)}
+
+
+def chunk_text(corpus: str, name: str) -> str:
+    """Fetched manifest of the text of one chunk."""
+    chunk = chunks_by_name(corpus)[name]
+    return fetched(chunk.source, chunk.part)
 
 
 def corpus_text(corpus: str, split: str | None = None) -> list[str]:

@@ -31,7 +31,7 @@ rule evaluate_task:
     resources:
         gpu=0,
         mem_mb=2000,
-        runtime=WEEK,
+        runtime=runtime_of("evaluate_task"),
     shell:
         """
         nanochat evaluate \

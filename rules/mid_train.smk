@@ -39,7 +39,7 @@ rule mid_train:
     resources:
         gpu=0,
         mem_mb=4000,
-        runtime=WEEK,
+        runtime=runtime_of("mid_train"),
     shell:
         """
         nanochat mid_train \

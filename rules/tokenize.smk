@@ -8,14 +8,14 @@ writes  results/tokens/{corpus}.{tokenizer}/{chunk}/: tokens.bin, and manifest.j
 rule tokenize:
     """Encode and pack one chunk."""
     input:
-        text=lambda wildcards: next(fetched(chunk.source, chunk.part) for chunk in chunks(wildcards.corpus) if chunk.name == wildcards.chunk),
+        text=lambda wildcards: chunk_text(wildcards.corpus, wildcards.chunk),
         tokenizer="results/tokenizers/{tokenizer}/manifest.json",
     output:
         tokens="results/tokens/{corpus}.{tokenizer}/{chunk}/tokens.bin",
         manifest="results/tokens/{corpus}.{tokenizer}/{chunk}/manifest.json",
     params:
         config=lambda wildcards: canonical_json(
-            next(experiments.tokenize_config(EXPERIMENT, wildcards.corpus, chunk) for chunk in chunks(wildcards.corpus) if chunk.name == wildcards.chunk)
+            experiments.tokenize_config(EXPERIMENT, wildcards.corpus, chunks_by_name(wildcards.corpus)[wildcards.chunk])
         ),
     log:
         "logs/tokenize/{corpus}.{tokenizer}/{chunk}.log",
@@ -26,6 +26,7 @@ rule tokenize:
     threads: 4
     resources:
         mem_mb=4000,
+        runtime=runtime_of("tokenize"),
     shell:
         """
         nanochat tokenize \

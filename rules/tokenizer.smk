@@ -26,6 +26,7 @@ rule tokenizer_train:
     threads: 16
     resources:
         mem_mb=4000,
+        runtime=runtime_of("tokenizer_train"),
     shell:
         """
         nanochat tokenizer \

@@ -13,24 +13,28 @@ PACKAGE = SOURCE / "nanochat"
 
 # part -> parts that it must not import. A part is a folder or a module directly below the package.
 FORBIDDEN: dict[str, set[str]] = {
-    "model": {"optim", "train", "eval", "config", "tokenizer", "engine", "tasks", "data", "serve", "report"},
-    "optim": {"model", "train", "eval", "config", "tokenizer", "engine", "tasks", "data", "serve", "report"},
-    "data": {"tokenizer", "model", "optim", "train", "eval", "config", "engine", "tasks", "serve", "report"},
-    "tasks": {"model", "optim", "train", "eval", "config", "engine", "serve", "report", "tokenizer"},
-    "tokenizer": {"model", "optim", "train", "eval", "config", "engine", "tasks", "serve", "report"},
-    "engine": {"config", "optim", "train", "eval", "tasks", "serve", "report"},
-    "train": {"eval", "serve", "report"},
-    "eval": {"train", "serve", "report", "optim"},
-    "serve": {"train", "eval", "report", "optim"},
-    "report": {"train", "eval", "serve", "engine", "model", "optim", "tokenizer"},
-    "config": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "runtime"},
-    "kept": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "runtime"},
-    "artifacts": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "runtime"},
-    "runtime": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "artifacts"},
+    "model": {"plan", "optim", "train", "eval", "config", "tokenizer", "engine", "tasks", "data", "serve", "report"},
+    "optim": {"plan", "model", "train", "eval", "config", "tokenizer", "engine", "tasks", "data", "serve", "report"},
+    "data": {"plan", "tokenizer", "model", "optim", "train", "eval", "config", "engine", "tasks", "serve", "report"},
+    "tasks": {"plan", "model", "optim", "train", "eval", "config", "engine", "serve", "report", "tokenizer"},
+    "tokenizer": {"plan", "model", "optim", "train", "eval", "config", "engine", "tasks", "serve", "report"},
+    "engine": {"plan", "config", "optim", "train", "eval", "tasks", "serve", "report"},
+    "train": {"plan", "eval", "serve", "report"},
+    "eval": {"plan", "train", "serve", "report", "optim"},
+    "serve": {"plan", "train", "eval", "report", "optim"},
+    "report": {"plan", "train", "eval", "serve", "engine", "model", "optim", "tokenizer"},
+    "plan": {"optim", "eval", "serve", "report", "engine", "tokenizer", "runtime"},
+    "config": {"plan", "model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "runtime"},
+    "kept": {"plan", "model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "runtime"},
+    "artifacts": {"plan", "model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "runtime"},
+    "runtime": {"plan", "model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "artifacts"},
 }
 HEAVY = {"torch", "numpy", "pyarrow", "pandas", "datasets", "huggingface_hub", "matplotlib", "tiktoken", "safetensors"}
 # modules that the workflow and the report load; they start in milliseconds
-LIGHT = ("nanochat.config", "nanochat.recipes", "nanochat.tasks", "nanochat.data.sources", "nanochat.artifacts", "nanochat.runtime", "nanochat.cli")
+LIGHT = (
+    *("nanochat.config", "nanochat.plan", "nanochat.recipes", "nanochat.tasks", "nanochat.data.sources"),
+    *("nanochat.artifacts", "nanochat.runtime", "nanochat.cli"),
+)
 WITHOUT_TORCH = ("nanochat.report", "nanochat.stages.report", "nanochat.stages.fetch", "nanochat.stages.tokenizer", "nanochat.stages.tokenize")
 ENVIRONMENT_READERS = {"nanochat.runtime"}  # the one module that may look at the environment
 
@@ -223,6 +227,8 @@ def plant(root: Path, files: Mapping[str, str]) -> dict[str, ast.Module]:
         ("report/render.py", "from nanochat.stages import common"),
         ("serve/web.py", "import nanochat.stages.base_train"),
         ("config/schema.py", "import snakemake"),
+        ("plan/jobs.py", "from snakemake import dag"),
+        ("train/loop.py", "from nanochat.plan import estimate"),
     ],
 )
 def test_planted_import_is_caught(tmp_path: Path, file: str, line: str) -> None:

@@ -8,9 +8,8 @@ import yaml
 
 from nanochat import config
 from nanochat.data.sources import SOURCES
-from nanochat.stages.base_train import model_configs
-from nanochat.stages.training import shape_of
 from nanochat.train.scaling import plan_base_train
+from nanochat.train.sizes import model_configs, shape_of
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = [ROOT / "config.yaml", *sorted((ROOT / "configs").glob("*.yaml")), ROOT / "tests" / "tiny.yaml"]

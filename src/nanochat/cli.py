@@ -21,6 +21,7 @@ VERBS = {
     "chat_sft": ("nanochat.stages.chat_sft", "fine-tune on the assistant's tokens"),
     "evaluate": ("nanochat.stages.evaluate", "score one model on one task"),
     "report": ("nanochat.stages.report", "write the report from JSON files"),
+    "plan": ("nanochat.plan.command", "say what a run would do and cost, before anything is spent"),
     "chat": ("nanochat.serve.terminal", "talk to a finished phase of a run"),
 }
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -12,13 +12,20 @@ from dataclasses import dataclass
 
 from nanochat.hardware import Accelerator
 
-START_UP_S = 60.0  # python, torch, opening the tokens, NCCL, the first slow steps
+START_UP_S = 60.0  # on a GPU: python, torch, opening the tokens, NCCL, the first slow steps
+START_UP_CPU_S = 5.0  # measured on two cores: 3 to 7 s
 SAVE_BYTES_PER_S = 1e9  # of resume states, to a cluster's file system
+VERIFY_BYTES_PER_S = 1e9  # of the tokens, at each start; 0.4 GB/s per thread on the slowest machine met
 EVERY_NODE_COUNTS = 0.92  # share of the speed that is left by gradients crossing the network, for each doubling of nodes
 CPU_FLOPS = 150e9  # of one core, in fp32 matrix products; assumption for a machine that has not been measured
-CPU_UTILISATION = 0.4
+CPU_UTILISATION = 0.3  # measured with the quickstart on two cores: 44e9 each
+# a step cannot be shorter, however small its batch: gradients are summed over GPUs and every parameter is updated. Published fine-tuning
+# of 561M parameters on 8 H100: 701 steps in 146 s, its start included
+UPDATE_S_PER_PARAM = 2e-10
+RENDER_S = 2e-4  # of one conversation, before training on a mixture begins; measured with the quickstart
 MARGIN = 1.15  # of the time asked from a scheduler over the estimate
 MINIMUM_RUNTIME_MIN = 30  # queues favour short jobs, but a slow file system at the start must not kill one
+USABLE = 0.95  # of a job's time: a stage stops before the limit to save its state (rules/shell.sh)
 
 
 @dataclass(frozen=True)
@@ -29,16 +36,24 @@ class Machine:
     gpus: int = 0  # of all nodes together
     nodes: int = 1
     cores: int = 1  # used only without GPUs
-    measured_flops: float | None = None  # of all GPUs (or cores) together: what a finished stage reached here
+    measured: float | None = None  # speed of finished stages here, relative to the published one: 1.1 is 10% faster
 
-    def flops(self, width: int) -> float:
-        """Model FLOPs per second in training."""
-        if self.measured_flops is not None:
-            return self.measured_flops
+    @property
+    def start_up_s(self) -> float:
+        """From the start of the job to the first update."""
+        return START_UP_CPU_S if self.accelerator is None else START_UP_S
+
+    def published_flops(self, width: int) -> float:
+        """Model FLOPs per second in training, by published runs."""
         if self.accelerator is None:
             return CPU_FLOPS * CPU_UTILISATION * self.cores
         network = float(EVERY_NODE_COUNTS ** math.log2(self.nodes))
         return self.gpus * self.accelerator.peak_flops * self.accelerator.utilisation(width) * network
+
+    def training_s(self, *, flops: float, width: int, steps: int = 0, params: int = 0) -> float:
+        """Seconds of updates alone."""
+        least = 0.0 if self.accelerator is None else steps * params * UPDATE_S_PER_PARAM
+        return max(flops / self.published_flops(width), least) / (self.measured or 1.0)
 
 
 @dataclass(frozen=True)
@@ -48,8 +63,12 @@ class TrainingWork:
     tokens: int
     flops_per_token: int  # forward and backward
     width: int
+    steps: int = 0
+    params: int = 0
     validations: int = 0
     validation_tokens: int = 0  # of each validation
+    read_bytes: int = 0  # compared with their sha256 at each start
+    conversations: int = 0  # rendered and packed at the first start
     state_bytes: int = 0  # of a saved state: weights and optimizer
     save_every_s: float = 600.0
 
@@ -81,10 +100,11 @@ class Duration:
 
 def training_duration(work: TrainingWork, machine: Machine) -> Duration:
     """Expected duration of a training stage."""
-    speed = machine.flops(work.width)
-    training, validation = work.flops / speed, work.validation_flops / speed
+    training = machine.training_s(flops=work.flops, width=work.width, steps=work.steps, params=work.params)
+    validation = machine.training_s(flops=work.validation_flops, width=work.width)
     saves = (training + validation) / work.save_every_s + 1
-    return Duration(START_UP_S, training, validation, saves * work.state_bytes / SAVE_BYTES_PER_S)
+    start_up = machine.start_up_s + work.read_bytes / VERIFY_BYTES_PER_S + work.conversations * RENDER_S
+    return Duration(start_up, training, validation, saves * work.state_bytes / SAVE_BYTES_PER_S)
 
 
 @dataclass(frozen=True)
@@ -100,15 +120,20 @@ class Attempts:
         return self.jobs - 1
 
 
-def attempts(seconds: float, limit_min: int | None) -> Attempts:
+def attempts(seconds: float, limit_min: int | None, *, start_up_s: float = START_UP_S) -> Attempts:
     """The run time to ask for: the estimate and a margin; at most `limit_min`, and then as many jobs as it takes.
 
-    Every job pays the start-up again and ends 5% before its limit to save its state.
+    `seconds` includes one start-up; every job pays it again and ends 5% before its limit to save its state.
     """
-    wanted = max(MINIMUM_RUNTIME_MIN, math.ceil(seconds * MARGIN / 60))
+    wanted = max(MINIMUM_RUNTIME_MIN, math.ceil(seconds * MARGIN / USABLE / 60))
     if limit_min is None or wanted <= limit_min:
         return Attempts(wanted, 1)
-    useful = limit_min * 60 * 0.95 - START_UP_S
+    return Attempts(limit_min, jobs_needed(seconds * MARGIN, limit_min, start_up_s=start_up_s))
+
+
+def jobs_needed(seconds: float, runtime_min: int, *, start_up_s: float = START_UP_S) -> int:
+    """How many jobs of `runtime_min` minutes `seconds` of work take, one start-up included. Raises ValueError if none ever ends."""
+    useful = runtime_min * 60 * USABLE - start_up_s
     if useful <= 0:
-        raise ValueError(f"runtime limit of {limit_min} minutes: start-up alone takes {START_UP_S:.0f} s; raise the limit")
-    return Attempts(limit_min, math.ceil((seconds - START_UP_S) * MARGIN / useful))
+        raise ValueError(f"runtime limit of {runtime_min} minutes: start-up alone takes {start_up_s:.0f} s; raise the limit")
+    return max(1, math.ceil((seconds - start_up_s) / useful))

@@ -13,7 +13,6 @@ by hand: nanochat base_train --config '{"recipe": "compact-2026-11", "depth": 4}
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,15 +21,15 @@ from nanochat.artifacts import sha256_file
 from nanochat.config import BaseTrainStage, dump, identity, resolve_base_train
 from nanochat.data.rows import TOKENS_FILE, TokenRows
 from nanochat.errors import UserError
-from nanochat.model.config import ModelConfig
 from nanochat.model.gpt import GPT
 from nanochat.stages.common import add_training_flags, read_stage_config, stage_parser
 from nanochat.stages.samples import TEXT_PROMPTS, Sampler
-from nanochat.stages.training import Work, accelerator_bytes, finish, session, shape_of, train, validation_hook, verify_files
+from nanochat.stages.training import Work, accelerator_bytes, finish, session, train, validation_hook, verify_files
 from nanochat.tasks.draw import sample_indices
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.batches import TextBatches, next_token_pairs
-from nanochat.train.scaling import REFERENCE_DEPTH, plan_base_train
+from nanochat.train.scaling import plan_base_train
+from nanochat.train.sizes import model_configs, shape_of
 from nanochat.train.update import build_optimizer
 
 
@@ -88,14 +87,3 @@ def open_rows(manifests: list[Path], split: str, tokenizer_manifest: Path, token
     if rows.tokenizer_manifest_sha256 != sha256_file(tokenizer_manifest) or rows.vocab_size != tokenizer.vocab_size:
         raise UserError(f"--tokens: made with another tokenizer than {tokenizer_manifest}; run stage tokenize with this one")
     return rows
-
-
-def model_configs(resolved: dict[str, Any], depth: int, vocab_size: int, sequence_len: int) -> tuple[ModelConfig, ModelConfig]:
-    """The model's shape, and that of the same architecture at depth 12, which the scaling rules refer to."""
-    architecture = resolved["architecture"]
-    try:
-        own = ModelConfig.from_depth(depth, vocab_size=vocab_size, sequence_len=sequence_len, architecture=architecture)
-    except ValueError as error:
-        raise UserError(f"base_train.architecture: {error}") from None
-    free = {key: value for key, value in architecture.items() if key not in ("width", "kv_heads")}
-    return own, ModelConfig.from_depth(REFERENCE_DEPTH, vocab_size=vocab_size, sequence_len=sequence_len, architecture={**free, "kv_heads": 0})

@@ -18,7 +18,6 @@ from nanochat import artifacts, kept
 from nanochat.errors import Stopped, UserError
 from nanochat.eval.bpb import TextLoss, text_loss_of
 from nanochat.hardware import peak_flops
-from nanochat.model.config import ModelConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.weights import DESCRIPTION, WEIGHTS, save_weights
 from nanochat.optim.muon_adamw import MuonAdamW
@@ -27,7 +26,7 @@ from nanochat.stages.samples import Sampler
 from nanochat.train.loop import Counters, Settings, Trainer, Validation
 from nanochat.train.metrics import Heartbeat
 from nanochat.train.resume import FOLDER
-from nanochat.train.scaling import Shape, TrainingPlan
+from nanochat.train.scaling import TrainingPlan
 from nanochat.train.state import optimizer_tensors
 from nanochat.train.tensorfile import write_tensors
 from nanochat.train.update import Batches, Rows, to_device
@@ -173,12 +172,6 @@ def verify_files(current: Session, manifests: Sequence[Path], name: str) -> None
 
 
 # --- model -----------------------------------------------------------------------------------------------------------
-
-
-def shape_of(config: ModelConfig, reference: ModelConfig) -> Shape:
-    """What the scaling rules see of a model; `reference` is the same architecture at depth 12."""
-    own, other = ({"all": counts["total"], "scaling": counts["scaling"]} for counts in (config.parameter_counts(), reference.parameter_counts()))
-    return Shape(config.depth, config.width, config.vocab_size, config.sequence_len, own, other)
 
 
 def accelerator_bytes(runtime: Runtime) -> int | None:

@@ -16,13 +16,14 @@ from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.runtime import Runtime, log
 from nanochat.stages.common import StageParser, add_training_flags, read_stage_config, stage_parser
 from nanochat.stages.samples import Sampler
-from nanochat.stages.training import OPTIMIZER, Session, Work, accelerator_bytes, finish, session, shape_of, stop_now, train, validation_hook
+from nanochat.stages.training import OPTIMIZER, Session, Work, accelerator_bytes, finish, session, stop_now, train, validation_hook
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.batches import ConversationBatches
 from nanochat.train.conversations import LossOn, PackedRows, pack_mixture, render_mixture
 from nanochat.train.metrics import Heartbeat
 from nanochat.train.resume import FOLDER
 from nanochat.train.scaling import plan_tune
+from nanochat.train.sizes import shape_of
 from nanochat.train.state import restore_optimizer
 from nanochat.train.tensorfile import read_tensors
 from nanochat.train.update import build_optimizer

@@ -1,0 +1,135 @@
+"""What each kind of job has to do, computed from the experiment alone: parameters, tokens, FLOPs, memory, disk."""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from nanochat.config import Experiment, Run, TaskSettings, Tune, resolve_base_train
+from nanochat.model.config import ModelConfig
+from nanochat.plan.estimate import Machine, TrainingWork
+from nanochat.plan.texts import OTHER_QUESTION_TOKENS, PACKED, QUESTION_TOKENS, bytes_per_token, mixture_conversations, mixture_tokens, rows_of
+from nanochat.tasks import TASKS
+from nanochat.train.scaling import TrainingPlan, plan_base_train, plan_tune
+from nanochat.train.sizes import Memory, model_configs, optimizer_bytes, shape_of, training_memory
+
+TRAINING = ("base_train", "mid_train", "chat_sft")
+RESUME_SLOTS = 2  # states that a training stage keeps while it runs
+# one step of generation waits for some 40 small kernels per layer, whatever the card; assumption
+DECODE_S_PER_LAYER = 5e-4
+INFERENCE_UTILISATION = 0.3  # of the peak, in scoring whole rows; assumption
+BPB_ROWS = 4096  # rows of a validation shard that bits per byte reads without a limit; assumption
+CHARS_PER_S_TRAINING = 2e7  # of a vocabulary; published: 2e9 characters in 70 to 90 s
+CHARS_PER_S_AND_THREAD = 2e6  # of encoding and packing; measured: 4e6 on two cores, less with many threads
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training stage of a run."""
+
+    model: ModelConfig
+    plan: TrainingPlan
+    work: TrainingWork
+    memory: Memory
+    kept_bytes: int  # on disk when it has finished
+    resume_bytes: int  # besides, while it runs
+    approximate: bool  # whether its tokens are an estimate
+
+
+class Works:
+    """The experiment as work to do, on machines that a profile describes."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.training = cache(self._training)  # asked for again by every later stage and score
+
+    def model(self, run: Run) -> tuple[ModelConfig, ModelConfig]:
+        """Shape of a run's model, and of the same architecture at depth 12."""
+        vocab_size, corpus = self.experiment.tokenizers[run.tokenizer].vocab_size, self.experiment.corpora[run.corpus]
+        return model_configs(resolve_base_train(run.base_train, run.recipe), run.base_train.depth, vocab_size, corpus.sequence_len)
+
+    def _training(self, stage: str, name: str, ranks: int, memory_bytes: int | None) -> Training:
+        """A training stage on `ranks` cards (1 for a CPU) of `memory_bytes`. Raises UserError if its batch does not divide."""
+        run = self.experiment.runs[name]
+        config, reference = self.model(run)
+        place: dict[str, Any] = {"ranks": ranks, "memory_bytes": memory_bytes}
+        base_place = place if stage == "base_train" else {}
+        base = plan_base_train(resolve_base_train(run.base_train, run.recipe), shape_of(config, reference), **base_place)
+        if stage == "base_train":
+            section: Any = run.base_train
+            return _described(section, config, base, read_bytes=base.tokens * _token_bytes(config), keep_optimizer=True)
+        section = getattr(run, stage)
+        rows = mixture_rows(section, config)
+        plan = plan_tune(stage, section.model_dump(mode="json"), base.to_dict(), shape_of(config, config), rows=rows, **place)
+        conversations = mixture_conversations([*section.mixture, *section.validation])
+        return _described(section, config, plan, conversations=conversations, keep_optimizer=stage == "mid_train")
+
+    # --- scores ------------------------------------------------------------------------------------------------------
+
+    def evaluation(self, name: str, task: str) -> tuple[ModelConfig, TaskSettings, int | None, int, int]:
+        """(model, settings, rows, tokens read, tokens made one after another) of one score; rows None: not known."""
+        run = self.experiment.runs[name]
+        config, settings = self.model(run)[0], run.evaluate[task]
+        if task == "bpb":
+            rows = settings.limit or BPB_ROWS
+            return config, settings, rows, rows * config.sequence_len, 0
+        known = rows_of(task, settings.split, source=settings.source, rows=settings.limit)
+        rows = known or 0
+        read = rows * QUESTION_TOKENS.get(task, OTHER_QUESTION_TOKENS)
+        made = math.ceil(rows / settings.batch_rows) * settings.max_new_tokens if TASKS[task].kind == "generative" else 0
+        return config, settings, known, read, made
+
+
+def mixture_rows(section: Tune, config: ModelConfig) -> int:
+    """Packed rows of a mixture, estimated."""
+    tokens = mixture_tokens(section.mixture, config.vocab_size, config.sequence_len)
+    return max(1, math.ceil(tokens / PACKED / config.sequence_len))
+
+
+def _token_bytes(config: ModelConfig) -> int:
+    return 2 if config.vocab_size <= 1 << 16 else 4
+
+
+def _described(section: Any, config: ModelConfig, plan: TrainingPlan, *, read_bytes: int = 0, conversations: int = 0, keep_optimizer: bool) -> Training:
+    counts = config.parameter_counts()
+    weights, optimizer = 4 * counts["total"], optimizer_bytes(config)
+    work = TrainingWork(
+        tokens=plan.tokens,
+        flops_per_token=config.flops_per_token(),
+        width=config.width,
+        steps=plan.steps,
+        params=counts["total"],
+        validations=1 + (plan.steps - 1) // section.validate_every if section.validate_every else 1,
+        validation_tokens=section.validation_rows * config.sequence_len,
+        read_bytes=read_bytes,
+        conversations=conversations,
+        state_bytes=weights + optimizer,
+        save_every_s=section.save_every_s,
+    )
+    memory = training_memory(config, plan.micro_batch_rows)
+    kept = weights + optimizer * keep_optimizer
+    return Training(config, plan, work, memory, kept, RESUME_SLOTS * (weights + optimizer), bool(conversations))
+
+
+def evaluation_s(config: ModelConfig, read: int, made: int, batch_rows: int, machine: Machine) -> float:
+    """Seconds of one score: rows read in one pass each, answers made token by token."""
+    forward = config.flops_per_token() / 3
+    if machine.accelerator is None:
+        return machine.start_up_s + (read + made * batch_rows) * forward / machine.published_flops(config.width)
+    scoring = read * forward / (machine.accelerator.peak_flops * INFERENCE_UTILISATION)
+    return machine.start_up_s + scoring + made * config.depth * DECODE_S_PER_LAYER
+
+
+def tokenizer_s(chars: float, machine: Machine) -> float:
+    """Seconds of training and measuring a vocabulary."""
+    return machine.start_up_s + chars / CHARS_PER_S_TRAINING
+
+
+def tokenize_s(chars: float, machine: Machine) -> float:
+    """Seconds of encoding and packing text."""
+    return machine.start_up_s + chars / (CHARS_PER_S_AND_THREAD * machine.cores)
+
+
+def token_file_bytes(chars: float, vocab_size: int) -> int:
+    """Size of the tokens of a text."""
+    return round(chars / bytes_per_token(vocab_size)) * (2 if vocab_size <= 1 << 16 else 4)

@@ -1,0 +1,102 @@
+"""Snakemake logger plugin `nanochat`: ends a dry run with its hours, GPU-hours, price and downloads, and writes plans for `nanochat plan`.
+
+The Snakefile says what is planned (`watch`), Snakemake closes its loggers when all else is said (`LogHandler.close`). Snakemake imports this
+module at every start, in every job too: nothing here may be slow, and nothing in it may make a run fail.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from logging import LogRecord
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snakemake_interface_logger_plugins.base import LogHandlerBase
+from snakemake_interface_logger_plugins.settings import LogHandlerSettingsBase
+
+if TYPE_CHECKING:
+    from nanochat.plan.planner import Planner
+    from nanochat.plan.summary import Plan
+
+_watched: "tuple[Any, Planner] | None" = None  # the workflow of this process and its planner
+
+
+def watch(workflow: Any, planner: "Planner") -> None:
+    """Say what this process plans; called by the Snakefile."""
+    global _watched
+    _watched = (workflow, planner)
+
+
+def plan_of_run() -> "Plan | None":
+    """The plan of the workflow of this process; None before its jobs are known."""
+    if _watched is None or _watched[0].dag is None:
+        return None
+    from nanochat.plan.summary import make_plan
+    from snakemake_logger_plugin_nanochat.dag import jobs_to_run, names_up_to_date, retries
+
+    workflow, planner = _watched
+    return make_plan(planner, jobs_to_run(workflow.dag), names_up_to_date(workflow.dag), retries=retries(workflow))
+
+
+@dataclass
+class LogHandlerSettings(LogHandlerSettingsBase):
+    """Flags of the plugin, as --logger-nanochat-FLAG."""
+
+    plan: str = field(default="", metadata={"help": "write the plan of a dry run to this JSON file, and say nothing", "env_var": False, "required": False})
+
+
+class LogHandler(LogHandlerBase):
+    """Listens to nothing and speaks once, after a dry run."""
+
+    def emit(self, record: LogRecord) -> None:
+        """Leave every message to Snakemake's own output."""
+
+    def close(self) -> None:
+        """Say the totals of a dry run, or write its plan; once, though Python closes every handler again at its end."""
+        if self.common_settings.dryrun and not getattr(self, "closed", False):
+            self.closed = True
+            try:
+                self._finish()
+            except BrokenPipeError:  # the reader has gone
+                pass
+            except Exception as error:  # a plan that fails must not take the workflow with it
+                print(f"nanochat: the totals are not available ({type(error).__name__}: {error})", file=sys.stderr)
+        super().close()
+
+    def _finish(self) -> None:
+        plan, file = plan_of_run(), getattr(self.settings, "plan", "")
+        if plan is None:
+            return
+        if file:
+            from nanochat.plan.text import full
+
+            Path(file).write_text(json.dumps({"plan": plan.to_dict(), "text": full(plan)}), encoding="utf-8")
+        elif plan.jobs and "all" not in {str(quiet).rpartition(".")[2].lower() for quiet in self.common_settings.quiet or ()}:
+            from nanochat.plan.text import totals
+
+            print(f"\n{totals(plan)}", flush=True)
+
+    @property
+    def writes_to_stream(self) -> bool:
+        """Whether it replaces Snakemake's own output."""
+        return False
+
+    @property
+    def writes_to_file(self) -> bool:
+        """Whether it keeps a log."""
+        return False
+
+    @property
+    def has_filter(self) -> bool:
+        """Whether it wants Snakemake's filter."""
+        return True
+
+    @property
+    def has_formatter(self) -> bool:
+        """Whether it wants Snakemake's formatter."""
+        return True
+
+    @property
+    def needs_rulegraph(self) -> bool:
+        """Whether Snakemake should draw its rules."""
+        return False
