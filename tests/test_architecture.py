@@ -22,14 +22,19 @@ FORBIDDEN: dict[str, set[str]] = {
     "train": {"eval", "serve", "report"},
     "eval": {"train", "serve", "report", "optim"},
     "serve": {"train", "eval", "report", "optim"},
-    "report": {"train", "eval", "serve", "engine", "model", "optim", "tokenizer"},
+    "report": {"train", "eval", "serve", "engine", "model", "optim", "tokenizer", "status"},
+    "status": {"train", "eval", "serve", "engine", "model", "optim", "tokenizer", "data", "tasks"},
+    "history": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "runtime", "status"},
     "config": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "runtime"},
     "artifacts": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "runtime"},
     "runtime": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "artifacts"},
 }
 HEAVY = {"torch", "numpy", "pyarrow", "pandas", "datasets", "huggingface_hub", "matplotlib", "tiktoken", "safetensors"}
 # modules that the workflow and the report load; they start in milliseconds
-LIGHT = ("nanochat.config", "nanochat.recipes", "nanochat.tasks", "nanochat.data.sources", "nanochat.artifacts", "nanochat.runtime", "nanochat.cli")
+LIGHT = (
+    *("nanochat.config", "nanochat.recipes", "nanochat.tasks", "nanochat.data.sources", "nanochat.artifacts", "nanochat.runtime", "nanochat.cli"),
+    *("nanochat.history", "nanochat.status"),
+)
 WITHOUT_TORCH = ("nanochat.report", "nanochat.stages.report", "nanochat.stages.fetch", "nanochat.stages.tokenizer", "nanochat.stages.tokenize")
 ENVIRONMENT_READERS = {"nanochat.runtime"}  # the one module that may look at the environment
 

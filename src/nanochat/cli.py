@@ -21,6 +21,8 @@ VERBS = {
     "chat_sft": ("nanochat.stages.chat_sft", "fine-tune on the assistant's tokens"),
     "evaluate": ("nanochat.stages.evaluate", "score one model on one task"),
     "report": ("nanochat.stages.report", "write the report from JSON files"),
+    "status": ("nanochat.status.status", "what every run is doing"),
+    "runs": ("nanochat.status.runs", "what every attempt of every run cost"),
     "chat": ("nanochat.serve.terminal", "talk to a finished phase of a run"),
 }
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

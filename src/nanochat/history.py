@@ -6,15 +6,16 @@ while it is read, is an empty answer.
 
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nanochat.artifacts import read_json
 from nanochat.errors import UserError
 from nanochat.hardware import price_of
 
+Found = TypeVar("Found")
 ATTEMPT_NUMBERS = ("start", "heartbeat", "end", "wall_s", "world_size", "tokens_per_s")
 TAILS_BYTES = (1 << 16, 1 << 22)  # of metrics.jsonl: 4 MiB are some 15,000 updates, far more than lie between two validations
 
@@ -25,6 +26,21 @@ TAILS_BYTES = (1 << 16, 1 << 22)  # of metrics.jsonl: 4 MiB are some 15,000 upda
 def is_number(value: Any) -> bool:
     """Whether this is a finite number; JSON's true and Python's NaN are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def unless_damaged(read: Callable[[], Found], default: Found, damaged: list[str]) -> Found:
+    """What `read` returns; for a file that is damaged or may not be read, `default`, with one sentence added to `damaged`."""
+    try:
+        return read()
+    except UserError as error:
+        damaged.append(str(error))
+    except FileNotFoundError:
+        return default  # it has just vanished
+    except OSError as error:
+        damaged.append(f"{error.filename}: cannot be read ({(error.strerror or 'no reason given').lower()})")
+    except RecursionError:
+        damaged.append("a JSON file nests deeper than any that a stage writes; it was passed over")
+    return default
 
 
 def json_beside(folder: Path, name: str, default: Any) -> Any:
