@@ -53,6 +53,12 @@ def line(results: Path, **options: Any) -> Line:
     return only
 
 
+def wait_in_silence(results: Path) -> None:
+    """Until a stage that moves no more has been silent for a second and twenty steps, of which ten are granted to it."""
+    while (seen := line(results)) and (seen.age_s or 0.0) < max(1.0, 20 * 512 / (seen.tokens_per_s or 1.0)):
+        time.sleep(0.2)
+
+
 @pytest.mark.slow
 def test_a_trainer_is_running_then_killed_then_interrupted_and_goes_on(lab: Lab, tmp_path: Path) -> None:
     results, folder = tmp_path / "results", tmp_path / "results/live/base_train"
@@ -68,8 +74,7 @@ def test_a_trainer_is_running_then_killed_then_interrupted_and_goes_on(lab: Lab,
         time.sleep(1.5)
         seen = line(results)
         assert (seen.state, seen.loss) == ("running", losses(folder)[-1])
-        while (line(results).age_s or 0.0) < 20 * 512 / (seen.tokens_per_s or 0.0):  # ten steps are always granted
-            time.sleep(0.2)
+        wait_in_silence(results)
         seen = line(results, stalled_after_s=0.5)
         assert (seen.state, seen.judged_by) == ("stalled", "heartbeat") and f"process {process.pid} on " in (seen.why or "")
         os.kill(process.pid, signal.SIGCONT)
@@ -92,7 +97,7 @@ def test_a_trainer_is_running_then_killed_then_interrupted_and_goes_on(lab: Lab,
         process.kill()
         process.wait()
     stopped = line(results)
-    assert (stopped.state, stopped.judged_by, stopped.saved_step) == ("stopped", "story", stopped.step)
+    assert (stopped.state, stopped.judged_by, stopped.saved_step) == ("stopped", "provenance", stopped.step)
 
 
 @pytest.mark.slow
@@ -108,7 +113,7 @@ def test_a_trainer_of_another_host_is_judged_by_its_heartbeat(lab: Lab, tmp_path
         process.wait()
     seen = line(results)
     assert (seen.state, seen.judged_by, seen.why) == ("running", "heartbeat", "the lock of node9 cannot be seen from here")
-    time.sleep(1.0)
+    wait_in_silence(results)
     seen = line(results, stalled_after_s=0.5)
     assert (seen.state, seen.judged_by) == ("interrupted", "heartbeat") and "node9 cannot be seen" in (seen.why or "")
     write_json(folder / ".owner.json", owner)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from report_files import attempt, finished_run, score, training
-from test_status import beat, started, status
+from status_files import beat, started, status
 from workspace import Workspace
 
 from nanochat.artifacts import exclusive
@@ -106,6 +106,17 @@ def test_evaluations_are_one_row_per_phase_with_their_price(tmp_path: Path) -> N
     assert (row["price"], row["commit"], row["dirty"]) == (pytest.approx(1.79), "abc", True)
     assert content["total"]["attempts"] == 3
     assert len(content["damaged"]) == 1 and "gsm8k.json: says neither when it was made nor how long that took" in content["damaged"][0]
+
+
+def test_junk_in_a_score_and_numbers_that_are_none_break_nothing(tmp_path: Path) -> None:
+    base = training(tmp_path, "d20", "base", {}, attempts=[attempt(device="cuda", world_size=None, tokens_per_s=None)])
+    junk = {"start": 5.0, "world_size": "eight", "heartbeat": "now", "tokens_per_s": "fast", "device": "cuda", "git": "none", "host": 3}
+    score(tmp_path, "d20", "base", "mmlu", base, seconds=0, provenance=junk)
+    score(tmp_path, "d20", "base", "gsm8k", base, seconds=1, provenance={**junk, "start": 1e17})
+    content = runs(tmp_path)
+    assert [(entry["gpus"], entry["gpu_hours"]) for entry in content["attempts"]] == [(1, 1.0), (1, 0.0)]
+    assert len(content["damaged"]) == 1 and "gsm8k.json" in content["damaged"][0]
+    assert status(tmp_path, verb="runs").returncode == 0
 
 
 def test_one_run_of_several_and_one_that_is_not_there(tmp_path: Path) -> None:

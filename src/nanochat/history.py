@@ -5,7 +5,6 @@ while it is read, is an empty answer.
 """
 
 import json
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,9 @@ from nanochat.errors import UserError
 from nanochat.hardware import price_of
 
 Found = TypeVar("Found")
-ATTEMPT_NUMBERS = ("start", "heartbeat", "end", "wall_s", "world_size", "tokens_per_s")
+ATTEMPT_TIMES = ("heartbeat", "end")
+ATTEMPT_NUMBERS = ("wall_s", "world_size", "tokens_per_s")
+LARGEST, LATEST = 1e15, 1e11
 TAILS_BYTES = (1 << 16, 1 << 22)  # of metrics.jsonl: 4 MiB are some 15,000 updates, far more than lie between two validations
 
 
@@ -24,8 +25,13 @@ TAILS_BYTES = (1 << 16, 1 << 22)  # of metrics.jsonl: 4 MiB are some 15,000 upda
 
 
 def is_number(value: Any) -> bool:
-    """Whether this is a finite number; JSON's true and Python's NaN are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether this is a number that a stage may have written; JSON's true, NaN and what no counter reaches are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+
+
+def is_time(value: Any) -> bool:
+    """Whether this is a Unix time, up to the year 5138."""
+    return is_number(value) and 0 <= value < LATEST
 
 
 def unless_damaged(read: Callable[[], Found], default: Found, damaged: list[str]) -> Found:
@@ -76,9 +82,10 @@ def attempts_of(folder: Path) -> tuple[dict[str, Any], ...]:
 
 
 def _is_attempt(value: Any) -> bool:
-    if not isinstance(value, dict) or not isinstance(value.get("state"), str) or not is_number(value.get("start")):
+    if not isinstance(value, dict) or not isinstance(value.get("state"), str) or not is_time(value.get("start")):
         return False
-    return all(value.get(key) is None or is_number(value[key]) for key in ATTEMPT_NUMBERS)
+    known = {key: value[key] for key in (*ATTEMPT_TIMES, *ATTEMPT_NUMBERS) if value.get(key) is not None}
+    return all(is_time(number) if key in ATTEMPT_TIMES else is_number(number) for key, number in known.items())
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ def beat_of(folder: Path) -> Beat | None:
     if content is None:
         return None
     numbers = {key: content.get(key) or 0 for key in ("step", "steps", "tokens_per_s", "eta_s")} if isinstance(content, dict) else {}
-    if not numbers or not all(map(is_number, (content.get("last_progress"), *numbers.values()))):
+    if not numbers or not is_time(content.get("last_progress")) or not all(map(is_number, numbers.values())):
         raise UserError(f"{folder / 'heartbeat.json'}: not a heartbeat as stages write it; delete it, the next one replaces it")
     eta_s = None if content.get("eta_s") is None else float(numbers["eta_s"])
     progress, speed = float(content["last_progress"]), float(numbers["tokens_per_s"])
@@ -182,7 +189,7 @@ def cost_of(attempts: Iterable[Mapping[str, Any]], configured_price: float = 0.0
         unfinished += attempt.get("state") != "finished"
         if attempt.get("device") == "cuda":
             on_gpu = True
-            used = seconds / 3600 * int(attempt.get("world_size", 1))
+            used = seconds / 3600 * int(attempt.get("world_size") or 1)
             hours += used
             paid += used * price_of(str(attempt.get("device_name", "")), configured_price)
     return Cost(wall, hours if on_gpu else None, paid if on_gpu else None, number, unfinished)

@@ -25,7 +25,7 @@ class Line:
     run: str
     stage: str
     state: str
-    judged_by: str  # lock, heartbeat, story, manifest or slurm
+    judged_by: str  # lock, heartbeat, provenance, manifest or slurm
     why: str | None = None
     phase: str | None = None
     step: int | None = None

@@ -22,7 +22,7 @@ from typing import Any
 from nanochat.config import PHASES
 from nanochat.errors import UserError
 from nanochat.hardware import accelerator, price_of
-from nanochat.history import cost_of, is_number, json_beside, seen_alive, unless_damaged
+from nanochat.history import cost_of, is_number, is_time, json_beside, seen_alive, unless_damaged
 from nanochat.report import text
 from nanochat.status.console import parser, positive, printing
 from nanochat.status.look import ask_slurm
@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> None:
 def history(results: Path, price: float, damaged: list[str]) -> list[Entry]:
     """Every attempt below `results`, run by run in the order of their stages."""
     files = [each for each in read_stages(results, damaged) if each.stage in TRAINING]
-    queue, now = ask_slurm(results, files), time.time()
+    queue, now = ask_slurm(results, [each for each in files if each.holder.held is None]), time.time()
     entries = [entry for each in files for entry in _attempts(each, judge(each, queue, now).state, now, price)]
     entries += [entry for run in run_folders(results, damaged) for entry in _evaluations(run, price, damaged)]
     return sorted(entries, key=lambda entry: entry.run)  # a stable sort: stages stay in order
@@ -113,12 +113,12 @@ def _evaluation(path: Path, damaged: list[str]) -> Attempt | None:
     """What a score says of its own making, as an attempt."""
     content = unless_damaged(lambda: json_beside(path.parent, path.name, None), None, damaged)
     story = content.get("provenance") if isinstance(content, dict) else None
-    if not isinstance(story, dict) or not is_number(story.get("start")) or not is_number(content.get("seconds")):
+    if not isinstance(story, dict) or not is_time(story.get("start")) or not is_number(content.get("seconds")):
         if content is not None:
             damaged.append(f"{path}: says neither when it was made nor how long that took; it is not counted")
         return None
-    ranks = story.get("world_size", 1)
-    return {**story, "wall_s": content["seconds"], "state": "finished", "world_size": ranks if is_number(ranks) else 1}
+    ranks = story["world_size"] if is_number(story.get("world_size")) else 1
+    return {**story, "wall_s": content["seconds"], "state": "finished", "world_size": ranks, "heartbeat": None, "tokens_per_s": None}
 
 
 def _entry(run: str, stage: str, n: int, state: str, attempts: Sequence[Attempt], price: float) -> Entry:

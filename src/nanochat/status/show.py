@@ -75,8 +75,8 @@ def _besides(line: Line) -> list[str]:
         said.append(f"validation {line.val_bpb:.4f} bpb")
     if line.host and line.state != "finished":
         said.append(f"on {line.host}")
-    if line.job and line.state != "finished":
-        said.append(f"job {line.job} {line.job_state or ''}".rstrip())
+    if _job(line) and line.state != "finished":
+        said.append(_job(line))
     if line.attempts > 1 and line.chunks is None:
         said.append(f"attempt {line.attempts}")
     return said + ([line.why] if line.why else []) + ([line.log] if line.log else [])
@@ -135,8 +135,12 @@ def _place(line: Line) -> list[str]:
     """Chunks, host, job and reason of what is not finished."""
     if line.state == "finished":
         return []
-    job = f"job {line.job} {line.job_state or ''}".rstrip() if line.job else ""
-    return [part for part in (_chunks(line), line.host or "", job, line.why or "", line.log or "") if part]
+    return [part for part in (_chunks(line), line.host or "", _job(line), line.why or "", line.log or "") if part]
+
+
+def _job(line: Line) -> str:
+    """The job and its state, unless the reason of the line's state says both."""
+    return f"job {line.job} {line.job_state or ''}".rstrip() if line.job and not (line.why or "").startswith(f"job {line.job} ") else ""
 
 
 def _chunks(line: Line) -> str:

@@ -133,7 +133,7 @@ def _story_and_holder(folder: Path, damaged: list[str]) -> tuple[Attempts, Holde
 
 @dataclass(frozen=True)
 class Verdict:
-    """A state, what says so (lock, heartbeat, story, manifest, slurm), and what a reader should know besides."""
+    """A state, what says so (lock, heartbeat, provenance, manifest, slurm), and what a reader should know besides."""
 
     state: str
     by: str
@@ -171,7 +171,7 @@ def _far_away(files: StageFiles, job: Job | None, silence: str | None) -> Verdic
         return Verdict("stalled", "heartbeat", f"{silence}, and job {job.words()}") if silence else Verdict("running", "slurm")
     unseen = f"the lock of {files.holder.host or 'its host'} cannot be seen from here"
     if files.stage not in TRAINING:
-        return Verdict("running", "story", f"{unseen}, and this stage has no heartbeat: as it was recorded")
+        return Verdict("running", "provenance", f"{unseen}, and this stage has no heartbeat: as it was recorded")
     return Verdict("interrupted", "heartbeat", f"{silence}; {unseen}") if silence else Verdict("running", "heartbeat", unseen)
 
 
@@ -179,11 +179,11 @@ def _ended(files: StageFiles) -> Verdict:
     """A stage that nobody works on and that is not finished."""
     state = files.last.get("state")
     if state is None and files.beat is not None:
-        return Verdict("interrupted", "lock", "its story is lost; nobody holds its lock")
+        return Verdict("interrupted", "lock", "its provenance.json is lost; nobody holds its lock")
     if state is None:
-        return Verdict("waiting", "story", "not started yet")
+        return Verdict("waiting", "provenance", "not started yet")
     if state == "running":
         return Verdict("interrupted", "lock", "killed, or its machine went down: nobody holds its lock")
     if state == "finished":
-        return Verdict("waiting", "story", "it finished once; its manifest.json is gone, so it will be made again")
-    return Verdict(state if state in STATES else "failed", "story")
+        return Verdict("waiting", "provenance", "it finished once; its manifest.json is gone, so it will be made again")
+    return Verdict(state if state in STATES else "failed", "provenance")
