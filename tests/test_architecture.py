@@ -11,29 +11,38 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src"
 PACKAGE = SOURCE / "nanochat"
 
+COMMANDS = {"plan", "status", "preflight"}  # for the command line and the workflow alone
+UPPER = {"train", "eval", "serve", "report", *COMMANDS}  # may read sections of the config
+BASIS = UPPER | {"model", "optim", "engine", "tokenizer", "config", "data", "tasks", "launch"}  # what the lowest modules must not know
 # part -> parts that it must not import. A part is a folder or a module directly below the package.
 FORBIDDEN: dict[str, set[str]] = {
-    "model": {"plan", "optim", "train", "eval", "config", "tokenizer", "engine", "tasks", "data", "serve", "report"},
-    "optim": {"plan", "model", "train", "eval", "config", "tokenizer", "engine", "tasks", "data", "serve", "report"},
-    "data": {"plan", "tokenizer", "model", "optim", "train", "eval", "config", "engine", "tasks", "serve", "report"},
-    "tasks": {"plan", "model", "optim", "train", "eval", "config", "engine", "serve", "report", "tokenizer"},
-    "tokenizer": {"plan", "model", "optim", "train", "eval", "config", "engine", "tasks", "serve", "report"},
-    "engine": {"plan", "config", "optim", "train", "eval", "tasks", "serve", "report"},
-    "train": {"plan", "eval", "serve", "report"},
-    "eval": {"plan", "train", "serve", "report", "optim"},
-    "serve": {"plan", "train", "eval", "report", "optim"},
-    "report": {"plan", "train", "eval", "serve", "engine", "model", "optim", "tokenizer"},
-    "plan": {"optim", "eval", "serve", "report", "engine", "tokenizer", "runtime"},
-    "config": {"plan", "model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "runtime"},
-    "kept": {"plan", "model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "runtime"},
-    "artifacts": {"plan", "model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "runtime"},
-    "runtime": {"plan", "model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "artifacts"},
+    "model": UPPER | {"optim", "config", "tokenizer", "engine", "tasks", "data", "launch", "progress"},
+    "optim": UPPER | {"model", "config", "tokenizer", "engine", "tasks", "data", "launch", "progress"},
+    "data": UPPER | {"model", "optim", "config", "tokenizer", "engine", "tasks", "launch", "progress"},
+    "tasks": UPPER | {"model", "optim", "config", "tokenizer", "engine", "launch", "progress"},
+    "tokenizer": UPPER | {"model", "optim", "config", "engine", "tasks", "launch", "progress"},
+    "engine": UPPER | {"optim", "config", "tasks", "launch", "progress"},
+    "train": UPPER - {"train"} | {"launch"},
+    "eval": UPPER - {"eval"} | {"optim", "launch", "progress"},
+    "serve": UPPER - {"serve"} | {"optim", "launch", "progress"},
+    "report": UPPER - {"report"} | {"model", "optim", "engine", "tokenizer", "launch", "progress"},
+    "status": UPPER - {"status", "report"} | {"model", "optim", "engine", "tokenizer", "data", "tasks", "launch", "progress"},
+    "plan": UPPER - {"plan", "train"} | {"optim", "engine", "tokenizer", "runtime", "launch", "progress"},
+    "preflight": UPPER - {"preflight", "plan", "train"} | {"optim", "engine", "tokenizer", "launch", "progress"},
+    "config": UPPER | {"model", "optim", "engine", "tokenizer", "runtime", "launch", "progress"},
+    "history": BASIS | {"runtime", "progress"},
+    "kept": BASIS | {"runtime", "progress"},
+    "artifacts": BASIS | {"runtime", "progress", "kept"},
+    "launch": BASIS - {"launch"} | {"artifacts", "kept"},
+    "progress": BASIS | {"artifacts", "kept"},
+    "runtime": BASIS | {"artifacts", "kept", "progress"},
 }
 HEAVY = {"torch", "numpy", "pyarrow", "pandas", "datasets", "huggingface_hub", "matplotlib", "tiktoken", "safetensors"}
 # modules that the workflow and the report load; they start in milliseconds
 LIGHT = (
     *("nanochat.config", "nanochat.plan", "nanochat.recipes", "nanochat.tasks", "nanochat.data.sources"),
     *("nanochat.artifacts", "nanochat.runtime", "nanochat.cli"),
+    *("nanochat.history", "nanochat.status"),
 )
 WITHOUT_TORCH = ("nanochat.report", "nanochat.stages.report", "nanochat.stages.fetch", "nanochat.stages.tokenizer", "nanochat.stages.tokenize")
 ENVIRONMENT_READERS = {"nanochat.runtime"}  # the one module that may look at the environment

@@ -15,9 +15,9 @@ from nanochat.artifacts import write_json, write_text
 from nanochat.config import Report
 from nanochat.errors import UserError
 from nanochat.hardware import price_of
+from nanochat.history import cost_of
 from nanochat.report import figures, graph, render, text
 from nanochat.report.build import build_document
-from nanochat.report.cost import cost_of
 from nanochat.report.document import Cell, Code, Document, Paragraph, Samples, Section, Table
 from nanochat.report.inputs import Inputs, read_inputs
 from nanochat.report.metrics import chatcore, title

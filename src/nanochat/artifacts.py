@@ -283,6 +283,9 @@ class Provenance:
 
 # --- locks -----------------------------------------------------------------------------------------------------------
 
+LOCK, OWNER = ".lock", ".owner.json"
+LOOK_S = 0.5  # `nanochat status` holds a lock for microseconds when it looks whether it is held: no reason to refuse a writer
+
 
 @contextlib.contextmanager
 def exclusive(folder: Path, job_id: str | None = None) -> Iterator[None]:
@@ -292,10 +295,10 @@ def exclusive(folder: Path, job_id: str | None = None) -> Iterator[None]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    owner_file = folder / ".owner.json"
-    lock = FileLock(folder / ".lock")
+    owner_file = folder / OWNER
+    lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=LOOK_S, poll_interval=0.02)
     except Timeout:
         owner = owner_file.read_text(encoding="utf-8").strip() if owner_file.is_file() else "unknown owner"
         raise UserError(f"{folder}: in use by {owner}; wait for it to end or stop it, then run again") from None

@@ -22,6 +22,8 @@ VERBS = {
     "evaluate": ("nanochat.stages.evaluate", "score one model on one task"),
     "report": ("nanochat.stages.report", "write the report from JSON files"),
     "plan": ("nanochat.plan.command", "say what a run would do and cost, before anything is spent"),
+    "status": ("nanochat.status.status", "what every run is doing"),
+    "runs": ("nanochat.status.runs", "what every attempt of every run cost"),
     "chat": ("nanochat.serve.terminal", "talk to a finished phase of a run"),
 }
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

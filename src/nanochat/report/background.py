@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.hardware import price_of
+from nanochat.history import cost_of
 from nanochat.report import figures, graph, text
-from nanochat.report.cost import cost_of
 from nanochat.report.document import Block, Bullets, Cell, Facts, Figure, Figures, Fold, Heading, Paragraph, Section, Table, cells
 from nanochat.report.inputs import PHASE_OF_STAGE as TRAINING_STAGES
 from nanochat.report.inputs import Artifact, Inputs, Training

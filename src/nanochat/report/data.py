@@ -4,8 +4,8 @@ from typing import Any
 
 from nanochat.data.sources import SOURCES
 from nanochat.data.text import treatment
+from nanochat.history import cost_of
 from nanochat.report import text
-from nanochat.report.cost import cost_of
 from nanochat.report.document import Block, Bullets, Cell, Facts, Fold, Heading, Paragraph, Section, Table, cells
 from nanochat.report.inputs import Artifact, Inputs
 

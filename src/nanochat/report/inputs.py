@@ -12,6 +12,7 @@ from typing import Any
 from nanochat.artifacts import OTHER_EXPERIMENT, build_command, read_json, sha256_file
 from nanochat.config import PHASES, STAGE_OF_PHASE
 from nanochat.errors import UserError
+from nanochat.history import attempts_of, json_beside, manifest_of
 
 PHASE_OF_STAGE = {stage: phase for phase, stage in STAGE_OF_PHASE.items()}
 
@@ -147,7 +148,7 @@ def read_inputs(
         tokens=_artifacts(tokens, "tokenize", missing),
         sources=_artifacts(sources, "fetch", missing),
         missing=tuple(missing),
-        evaluations={item.path.parent.name: _json_beside(item.path, "evaluation.json", {}) for item in read_tokenizers},
+        evaluations={item.path.parent.name: json_beside(item.path.parent, "evaluation.json", {}) for item in read_tokenizers},
     )
 
 
@@ -162,29 +163,8 @@ def _artifacts(paths: Iterable[Path], stage: str, missing: list[Missing]) -> tup
 
 
 def _artifact(path: Path, stage: str) -> Artifact:
-    manifest = _manifest(path, stage)
-    return Artifact(path, stage, manifest, sha256_file(path) if manifest else None, _attempts(path))
-
-
-def _manifest(path: Path, stage: str) -> dict[str, Any] | None:
-    """A manifest without looking at its outputs: the report needs the numbers, not the weights."""
-    if not path.is_file():
-        return None
-    manifest = read_json(path)
-    if not isinstance(manifest, dict) or "stage" not in manifest:
-        raise UserError(f"{path}: not a manifest; give the manifest.json that a stage wrote")
-    if manifest["stage"] != stage:
-        raise UserError(f"{path}: made by stage {manifest['stage']!r}, {stage!r} is needed; give that stage's manifest.json")
-    return manifest
-
-
-def _attempts(path: Path) -> tuple[dict[str, Any], ...]:
-    return tuple(_json_beside(path, "provenance.json", {}).get("attempts", []))
-
-
-def _json_beside(path: Path, name: str, default: Any) -> Any:
-    file = path.parent / name
-    return read_json(file) if file.is_file() else default
+    manifest = manifest_of(path, stage)
+    return Artifact(path, stage, manifest, sha256_file(path) if manifest else None, attempts_of(path.parent))
 
 
 def _training(path: Path, missing: list[Missing]) -> Training:
@@ -205,8 +185,8 @@ def _training(path: Path, missing: list[Missing]) -> Training:
         run=run,
         phase=PHASE_OF_STAGE[stage],
         metrics=tuple(metrics),
-        samples=tuple(_json_beside(path, "samples.json", [])),
-        model=_json_beside(path, "model.json", {}),
+        samples=tuple(json_beside(path.parent, "samples.json", [])),
+        model=json_beside(path.parent, "model.json", {}),
     )
 
 

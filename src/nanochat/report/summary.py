@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nanochat.config import PHASES
+from nanochat.history import Cost, cost_of
 from nanochat.report import figures, text
-from nanochat.report.cost import Cost, cost_of
 from nanochat.report.document import Block, Bullets, Cell, Figure, Figures, Fold, Heading, Paragraph, Samples, Section, Table, Tiles, cells
 from nanochat.report.inputs import Inputs, Score
 from nanochat.report.metrics import CHATCORE, LOWER_IS_BETTER, chatcore, is_sampled, limits, ordered, title

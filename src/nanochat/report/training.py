@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nanochat.artifacts import canonical_json
+from nanochat.history import Cost, cost_of, wall_seconds
 from nanochat.report import figures, text
-from nanochat.report.cost import Cost, cost_of, wall_seconds
 from nanochat.report.document import Block, Bullets, Cell, Figure, Figures, Fold, Paragraph, Section, Table, cells
 from nanochat.report.inputs import Inputs, Training
 from nanochat.report.summary import money_cell
