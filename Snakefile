@@ -43,12 +43,19 @@ localrules:
 report: "reports/workflow.rst"
 
 
+onstart:
+    if workflow.is_main_process:
+        check_machine()
+        train_last()
+
+
 rule all:
     """The weights of every phase of every run, their scores, and the report."""
     input:
         weights=every_weights("base", "mid", "sft"),
         scores=every_score(EXPERIMENT.runs),
         report="results/report/report.html",
+        preflight=PREFLIGHT,
 
 
 rule fetch:
@@ -72,36 +79,42 @@ rule tokens:
 rule base:
     """The pretrained models."""
     input:
+        PREFLIGHT,
         every_weights("base"),
 
 
 rule mid:
     """The models after mid-training, of the runs that have it."""
     input:
+        PREFLIGHT,
         every_weights("mid"),
 
 
 rule sft:
     """The chat models, of the runs that have them."""
     input:
+        PREFLIGHT,
         every_weights("sft"),
 
 
 rule evaluate:
     """Every score of every run."""
     input:
+        PREFLIGHT,
         every_score(EXPERIMENT.runs),
 
 
 rule report:
     """The report."""
     input:
+        PREFLIGHT,
         "results/report/report.html",
 
 
 include: "rules/fetch.smk"
 include: "rules/tokenizer.smk"
 include: "rules/tokenize.smk"
+include: "rules/preflight.smk"
 include: "rules/base_train.smk"
 include: "rules/mid_train.smk"
 include: "rules/chat_sft.smk"

@@ -1,5 +1,6 @@
 """What the rules need to know: the experiment, which file follows from which, and each stage's config. Functions only."""
 
+import os
 import re
 import shlex
 import sys
@@ -14,8 +15,15 @@ from nanochat.artifacts import canonical_json
 from nanochat.config import STAGE_OF_PHASE
 from nanochat.data.readers_local import listing, local_files
 from nanochat.errors import UserError
+from nanochat.preflight.checks import problems
+from nanochat.preflight.collect import cluster_checks, experiment_checks
+from nanochat.preflight.leftover import wait_for_left_jobs
+from nanochat.preflight.needs import REFERENCES, data_needs
+from nanochat.preflight.requests import request_of
+from nanochat.preflight.slurm import SlurmError
 
-REFERENCES = ("gpt2_ranks", "cl100k_ranks")  # the tokenizers that ours is measured against
+PREFLIGHT = "results/preflight.json"
+TRAINING_RULES = ("base_train", "mid_train", "chat_sft")
 WEEK = 7 * 24 * 60  # minutes; a `runtime` that stops nobody: profiles of machines with a time limit set their own
 
 
@@ -177,3 +185,69 @@ def reported_runs() -> list[str]:
 def validation_tokens(wildcards, file: str) -> list[str]:
     """A file of every validation chunk, for bits per byte; nothing for the other tasks."""
     return tokens_of(EXPERIMENT.runs[wildcards.run], file, "validation") if wildcards.task == "bpb" else []
+
+
+# --- before the first job ---------------------------------------------------------------------------------------------
+
+
+def train_last() -> None:
+    """Let every training job of this call wait until all that this call fetches is there and the preflight has found it good.
+
+    An order and no input, since snakemake 9 can only do one or the other wrong: an input that is made anew retrains a finished
+    model, and an `ancient` one hides the other changes of the stage behind it. (CONTRIBUTING.md, Decisions)
+    """
+    dag = workflow.dag
+    planned = list(dag.needrun_jobs())
+    training = [job for job in planned if job.rule.name in TRAINING_RULES]
+    first = [job for job in planned if job.rule.name in ("fetch_part", "fetch_local", "preflight")]
+    if not training or workflow.touch:
+        return
+    missing = [file for file in every_fetched(EXPERIMENT.runs) if not Path(file).is_file()]
+    checked = Path(PREFLIGHT).is_file() and not missing
+    if not checked and not any(job.rule.name == "preflight" for job in first):  # a file was asked for by its name
+        refuse(f"{training[0].output[0]} would be trained before its later stages have their data; type this first: snakemake --cores 4 {PREFLIGHT}")
+    if first and not hasattr(dag, "_n_until_ready"):
+        refuse(f"this version of snakemake cannot let training wait for the data; type this first: snakemake --cores 4 {PREFLIGHT}")
+    for before in first:
+        for job in training:
+            if job not in dag.depending[before]:
+                dag.depending[before][job] = set()
+                dag._n_until_ready[job] += 1  # `dag.finish` counts down for each job in `depending`; at 0 a job is ready
+                dag.ready_jobs.discard(job)
+
+
+def refuse(message: str) -> None:
+    """End before anything has started, with one sentence."""
+    print(f"nanochat: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def check_machine() -> None:
+    """On a cluster, before the first job: wait for jobs that a killed snakemake left behind, then check all that can be checked.
+
+    A problem ends the program with one sentence each and nothing submitted. After a wait snakemake begins anew, in this very process,
+    since its plan was made before the jobs ended.
+    """
+    if workflow.local_exec:
+        return
+    jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
+    try:
+        if jobs and wait_for_left_jobs(Path.cwd(), tell):
+            tell("they have ended: planning anew from what they have left")
+            workflow.persistence.unlock()
+            sys.stdout.flush()
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    except SlurmError:
+        pass  # said below, with the other checks
+    requests = [request_of(job.rule.name, dict(job.resources.items()), job.threads) for job in jobs]
+    found = [*experiment_checks(EXPERIMENT, fetched_later=True), *(cluster_checks(requests) if requests else [])]
+    for check in found:
+        if check.state in ("problem", "warning"):
+            print(f"nanochat: {'error' if check.state == 'problem' else 'warning'}: {check.sentence}", file=sys.stderr)
+    if problems(found):
+        refuse("nothing was submitted; `nanochat preflight --profile slurm` repeats the checks")
+
+
+def tell(message: str) -> None:
+    """One line about what is going on."""
+    print(f"nanochat: {message}", file=sys.stderr, flush=True)
