@@ -24,6 +24,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "serve": {"train", "eval", "report", "optim"},
     "report": {"train", "eval", "serve", "engine", "model", "optim", "tokenizer"},
     "config": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "runtime"},
+    "kept": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "runtime"},
     "artifacts": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "runtime"},
     "runtime": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "artifacts"},
 }
