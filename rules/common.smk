@@ -1,5 +1,6 @@
 """What the rules need to know: the experiment, which file follows from which, and each stage's config. Functions only."""
 
+import json
 import os
 import re
 import shlex
@@ -11,7 +12,7 @@ from pathlib import Path
 from snakemake.utils import update_config
 
 from nanochat import config as experiments
-from nanochat.artifacts import canonical_json
+from nanochat.artifacts import canonical_json, read_json
 from nanochat.config import STAGE_OF_PHASE
 from nanochat.data.readers_local import listing, local_files
 from nanochat.errors import UserError
@@ -232,8 +233,12 @@ def check_machine() -> None:
         return
     jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
     try:
-        if jobs and wait_for_left_jobs(Path.cwd(), tell):
-            tell("they have ended: planning anew from what they have left")
+        if jobs and (left := wait_for_left_jobs(Path.cwd(), tell)):
+            tell("no such job is left: planning anew from what they have made")
+            names = {job.rule for job in left}
+            for job in jobs:
+                if " ".join([job.rule.name, "_".join(job.wildcards)]).strip() in names:
+                    adopt(job)
             workflow.persistence.unlock()
             sys.stdout.flush()
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -246,6 +251,21 @@ def check_machine() -> None:
             print(f"nanochat: {'error' if check.state == 'problem' else 'warning'}: {check.sentence}", file=sys.stderr)
     if problems(found):
         refuse("nothing was submitted; `nanochat preflight --profile slurm` repeats the checks")
+
+
+def adopt(job) -> None:
+    """Remember what a job of a killed snakemake has made, as snakemake would have done, so that later changes rerun it.
+
+    If that was made from another config than this call's, or says of none what it was made from, it is marked incomplete and made again.
+    """
+    if not all(Path(file).exists() for file in job.output):
+        return
+    made_from = Path(job.output[0]).parent / "config.json"
+    wanted = json.loads(getattr(job.params, "config", None) or "null")
+    if wanted is not None and made_from.is_file() and experiments.identity(read_json(made_from)) == experiments.identity(wanted):
+        workflow.async_run(workflow.persistence.finished(job))
+    else:
+        workflow.persistence.started(job)
 
 
 def tell(message: str) -> None:

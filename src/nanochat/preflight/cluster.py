@@ -26,7 +26,7 @@ def check_cluster(requests: Sequence[Request], user: str) -> list[Check]:
         checks.append(check_request(group, partitions, nodes))
     checks += check_accounts(requests, partitions, user)
     checks += check_submission(requests, checks)
-    return [*checks, check_mail(requests)]
+    return [*checks, check_mail(requests, user)]
 
 
 def kinds(requests: Iterable[Request]) -> list[list[Request]]:
@@ -197,19 +197,20 @@ def limit_faults(request: Request, limits: Limits, whose: str) -> list[str]:
 def check_submission(requests: Sequence[Request], before: Sequence[Check]) -> list[Check]:
     """Ask SLURM itself, without submitting (sbatch --test-only), about each kind of job that no other check has found fault with."""
     named = " ".join(check.sentence for check in before if check.state == "problem")
-    checks = []
+    taken: list[str] = []
+    refused: dict[str, list[Request]] = {}
     for group in kinds(requests):
         if any(request.rule in named for request in group) or any(name and f"{word} {name}:" in named for word, name in _names(group[0])):
             continue
         try:
             slurm.ask("sbatch", "--test-only", *group[0].submission, "--wrap", "true")
+            taken += [request.rule for request in group]
         except SlurmError as error:
-            said = str(error).removeprefix("sbatch: ").removeprefix("allocation failure: ")
-            checks.append(
-                problem(f"submission of {title(group)}", f"SLURM refuses it ({said})", f"try: sbatch --test-only {' '.join(group[0].submission)} --wrap true")
-            )
-        else:
-            checks.append(ok(f"submission of {title(group)}", "SLURM would take it"))
+            refused.setdefault(str(error).removeprefix("sbatch: ").removeprefix("allocation failure: "), []).extend(group)
+    checks = [ok("submission", f"SLURM would take jobs of {', '.join(dict.fromkeys(taken))}")] if taken else []
+    for said, group in refused.items():
+        cure = f"try: sbatch --test-only {' '.join(group[0].submission)} --wrap true"
+        checks.append(problem("submission", f"SLURM refuses {title(group)} ({said})", cure))
     return checks
 
 
@@ -217,8 +218,13 @@ def _names(request: Request) -> tuple[tuple[str, str | None], ...]:
     return (("partition", request.partition), ("account", request.account))
 
 
-def check_mail(requests: Sequence[Request]) -> Check:
-    """Whether anybody is told of the end of a job. Nobody dies of it."""
-    if any(request.mails for request in requests):
+def check_mail(requests: Sequence[Request], user: str) -> Check:
+    """Who is told of the end of a job. Nobody dies of it."""
+    told = {request.mail for request in requests}
+    if "address" in told:
         return ok("mail", "SLURM writes to the address of the profile")
-    return warning("mail", "mail_user is not set: SLURM tells nobody that a job ended or failed", f"set it {PROFILE} if you want to know")
+    if "user" in told:
+        return warning(
+            "mail", f"no mail_user is set, SLURM writes to {user} on this cluster", f"set --mail-user=NAME@HOST in slurm_extra {PROFILE} if nobody reads that"
+        )
+    return warning("mail", "no mail_user is set, SLURM tells nobody that a job ended or failed", f"set slurm_extra {PROFILE} if you want to know")

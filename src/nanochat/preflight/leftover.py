@@ -25,8 +25,8 @@ def check_left_jobs(folder: Path) -> Check:
     return ok("jobs left behind", "none")
 
 
-def wait_for_left_jobs(folder: Path, say: Callable[[str], None], *, poll_seconds: float = POLL_SECONDS) -> int:
-    """Return once no job is in the queue for this folder, and how many there were. Says which it waits for.
+def wait_for_left_jobs(folder: Path, say: Callable[[str], None], *, poll_seconds: float = POLL_SECONDS) -> list[LeftJob]:
+    """Return once no job is in the queue for this folder, and those that were. Says which it waits for.
 
     Raises SlurmError if the queue cannot be read: at once the first time, after ten minutes of trying later.
     """
@@ -43,7 +43,7 @@ def wait_for_left_jobs(folder: Path, say: Callable[[str], None], *, poll_seconds
             time.sleep(poll_seconds)
             continue
         if not found:
-            return len(seen)
+            return list(seen.values())
         seen |= {job.id: job for job in found}
         numbers = " ".join(f"{job.id} {job.state}" for job in found)
         if numbers != told or time.monotonic() - told_at > REPEAT_SECONDS:

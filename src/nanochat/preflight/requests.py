@@ -1,11 +1,13 @@
 """What jobs ask of a cluster: from a profile, or from the jobs that snakemake is about to submit."""
 
+import ast
 import math
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nanochat.config import read_yaml
 from nanochat.errors import UserError
@@ -13,6 +15,7 @@ from nanochat.preflight.slurm import gpus_of
 
 PROFILE_FILES = ("profile.yaml", "config.yaml")
 PROFILE_FOLDERS = ("", "profiles")  # where a profile is looked for by its name
+OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv}
 OTHERS = "the other rules"  # that a profile does not name
 
 
@@ -30,7 +33,7 @@ class Request:
     cpus: int | None = None  # of each node
     mem_mb: int | None = None  # of each node
     runtime_min: int | None = None
-    mails: bool = False  # whether somebody gets mail
+    mail: Literal["none", "user", "address"] = "none"  # who is told of its end
 
     @property
     def submission(self) -> list[str]:
@@ -72,15 +75,34 @@ def request_of(rule: str, resources: Mapping[str, Any], threads: Any = None) -> 
         cpus=per_task,
         mem_mb=whole(resources.get("mem_mb")),
         runtime_min=runtime_minutes(resources.get("runtime")),
-        mails=bool(resources.get("mail_user")) or "--mail-user" in extra,
+        mail="address" if resources.get("mail_user") or "--mail-user" in extra else "user" if "--mail-type" in extra else "none",
     )
 
 
 def whole(value: Any) -> int | None:
-    """A whole number; None for what is decided later (an expression) or absent."""
+    """A whole number, or an expression over `attempt` as a first attempt would find it; None for anything else and for absent values."""
     if isinstance(value, bool) or value is None:
         return None
-    return int(value) if isinstance(value, int | float) or re.fullmatch(r"\d+", str(value)) else None
+    if isinstance(value, int | float):
+        return int(value)
+    try:
+        return int(_calculate(ast.parse(str(value).strip(), mode="eval").body))
+    except (SyntaxError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _calculate(node: ast.expr) -> float:
+    """The value of numbers, `attempt` (1), + - * / //, min() and max(). Raises ValueError for anything else."""
+    match node:
+        case ast.Constant(value=int() | float() as number):
+            return number
+        case ast.Name(id="attempt"):
+            return 1
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+            return float(OPERATORS[type(op)](_calculate(left), _calculate(right)))
+        case ast.Call(func=ast.Name(id="min" | "max" as name), args=[_, *_] as arguments, keywords=[]):
+            return {"min": min, "max": max}[name](map(_calculate, arguments))
+    raise ValueError("not a plain expression")
 
 
 def runtime_minutes(value: Any) -> int | None:
