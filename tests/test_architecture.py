@@ -23,6 +23,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "eval": {"train", "serve", "report", "optim"},
     "serve": {"train", "eval", "report", "optim"},
     "report": {"train", "eval", "serve", "engine", "model", "optim", "tokenizer"},
+    "preflight": {"eval", "serve", "report", "engine", "optim", "tokenizer"},
     "config": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "runtime"},
     "kept": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "runtime"},
     "artifacts": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "runtime"},
@@ -30,8 +31,25 @@ FORBIDDEN: dict[str, set[str]] = {
 }
 HEAVY = {"torch", "numpy", "pyarrow", "pandas", "datasets", "huggingface_hub", "matplotlib", "tiktoken", "safetensors"}
 # modules that the workflow and the report load; they start in milliseconds
-LIGHT = ("nanochat.config", "nanochat.recipes", "nanochat.tasks", "nanochat.data.sources", "nanochat.artifacts", "nanochat.runtime", "nanochat.cli")
-WITHOUT_TORCH = ("nanochat.report", "nanochat.stages.report", "nanochat.stages.fetch", "nanochat.stages.tokenizer", "nanochat.stages.tokenize")
+LIGHT = (
+    "nanochat.config",
+    "nanochat.recipes",
+    "nanochat.tasks",
+    "nanochat.data.sources",
+    "nanochat.artifacts",
+    "nanochat.runtime",
+    "nanochat.cli",
+    "nanochat.preflight",
+)
+WITHOUT_TORCH = (
+    "nanochat.preflight",
+    "nanochat.stages.preflight",
+    "nanochat.report",
+    "nanochat.stages.report",
+    "nanochat.stages.fetch",
+    "nanochat.stages.tokenizer",
+    "nanochat.stages.tokenize",
+)
 ENVIRONMENT_READERS = {"nanochat.runtime"}  # the one module that may look at the environment
 
 
