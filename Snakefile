@@ -14,6 +14,7 @@ min_version("9.19")
 
 include: "rules/common.smk"
 include: "rules/machine.smk"
+include: "rules/start.smk"
 
 EXPERIMENT = read_experiment(config)
 PLANNER = plan_on_this_machine()
@@ -46,7 +47,10 @@ report: "reports/workflow.rst"
 
 
 onstart:
-    refuse_the_hopeless()
+    if workflow.is_main_process:
+        refuse_the_hopeless()
+        check_machine()
+        train_last()
 
 
 rule all:
@@ -55,6 +59,7 @@ rule all:
         weights=every_weights("base", "mid", "sft"),
         scores=every_score(EXPERIMENT.runs),
         report="results/report/report.html",
+        preflight=PREFLIGHT,
 
 
 rule fetch:
@@ -78,36 +83,42 @@ rule tokens:
 rule base:
     """The pretrained models."""
     input:
+        PREFLIGHT,
         every_weights("base"),
 
 
 rule mid:
     """The models after mid-training, of the runs that have it."""
     input:
+        PREFLIGHT,
         every_weights("mid"),
 
 
 rule sft:
     """The chat models, of the runs that have them."""
     input:
+        PREFLIGHT,
         every_weights("sft"),
 
 
 rule evaluate:
     """Every score of every run."""
     input:
+        PREFLIGHT,
         every_score(EXPERIMENT.runs),
 
 
 rule report:
     """The report."""
     input:
+        PREFLIGHT,
         "results/report/report.html",
 
 
 include: "rules/fetch.smk"
 include: "rules/tokenizer.smk"
 include: "rules/tokenize.smk"
+include: "rules/preflight.smk"
 include: "rules/base_train.smk"
 include: "rules/mid_train.smk"
 include: "rules/chat_sft.smk"

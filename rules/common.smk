@@ -14,8 +14,7 @@ from nanochat.artifacts import canonical_json
 from nanochat.config import STAGE_OF_PHASE
 from nanochat.data.readers_local import listing, local_files
 from nanochat.errors import UserError
-
-REFERENCES = ("gpt2_ranks", "cl100k_ranks")  # the tokenizers that ours is measured against
+from nanochat.preflight.needs import REFERENCES
 
 
 def shell_prefix() -> str:

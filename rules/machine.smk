@@ -9,7 +9,7 @@ from nanochat.errors import UserError
 from nanochat.plan.machine import MEASURED_KEY, read_facts
 from nanochat.plan.planner import Planner
 from nanochat.plan.work import TRAINING
-from snakemake_logger_plugin_nanochat import plan_of_run, watch
+from snakemake_logger_plugin_nanochat import watch
 
 
 def plan_on_this_machine() -> Planner:
@@ -60,17 +60,6 @@ def hand_down_rates(planner: Planner) -> None:
 def runtime_of(rule: str):
     """The resource `runtime` of a rule, in minutes. One that a profile sets in set-resources takes its place."""
     return lambda wildcards: PLANNER.runtime(rule, dict(wildcards.items()))
-
-
-def refuse_the_hopeless() -> None:
-    """End the program before anything is started or submitted if a job cannot do its work as it is asked."""
-    try:
-        plan = plan_of_run()
-    except Exception as error:  # a plan that fails must not stop the work
-        print(f"nanochat: warning: this run could not be planned ({type(error).__name__}: {error})", file=sys.stderr)
-        return
-    if plan is not None and plan.problems:
-        end_with(plan.problems)
 
 
 def end_with(sentences) -> None:

@@ -42,9 +42,12 @@ HEAVY = {"torch", "numpy", "pyarrow", "pandas", "datasets", "huggingface_hub", "
 LIGHT = (
     *("nanochat.config", "nanochat.plan", "nanochat.recipes", "nanochat.tasks", "nanochat.data.sources"),
     *("nanochat.artifacts", "nanochat.runtime", "nanochat.cli"),
-    *("nanochat.history", "nanochat.status"),
+    *("nanochat.history", "nanochat.status", "nanochat.preflight"),
 )
-WITHOUT_TORCH = ("nanochat.report", "nanochat.stages.report", "nanochat.stages.fetch", "nanochat.stages.tokenizer", "nanochat.stages.tokenize")
+WITHOUT_TORCH = (
+    *("nanochat.report", "nanochat.stages.report", "nanochat.stages.fetch", "nanochat.stages.tokenizer", "nanochat.stages.tokenize"),
+    *("nanochat.preflight", "nanochat.stages.preflight"),
+)
 ENVIRONMENT_READERS = {"nanochat.runtime"}  # the one module that may look at the environment
 
 

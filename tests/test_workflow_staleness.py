@@ -190,7 +190,7 @@ PAIRS = [
         define_unused,
         setting("corpora", "tiny", "sources", to=["wikipedia_summaries", "presidential_messages"]),
         {
-            "fetch presidential_messages all",
+            *("fetch presidential_messages all", "preflight"),
             "tokenizer tiny",
             *("tokenize tiny tiny presidential_messages.train", "tokenize tiny tiny presidential_messages.validation"),
         }
@@ -210,7 +210,7 @@ PAIRS = [
         "wheels deleted | new task",
         delete("resources/wheels"),
         setting("runs", "tiny", "evaluate", "simple_spelling", to={"limit": 4}),
-        {"fetch word_list all", *(f"evaluate tiny {phase} simple_spelling" for phase in ("base", "mid", "sft"))} | REPORT,
+        {"fetch word_list all", "preflight", *(f"evaluate tiny {phase} simple_spelling" for phase in ("base", "mid", "sft"))} | REPORT,
     ),
     Pair("tokens deleted | tokens needed", delete("results/tokens/*/*/tokens.bin"), setting("runs", "tiny", "seed", to=1), TOKENS | BASE | MID | SFT | REPORT),
     Pair("text deleted | no mid-training", delete("resources/wikipedia_summaries/all/*.parquet"), drop_mid_train, SFT | REPORT),

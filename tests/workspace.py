@@ -80,6 +80,12 @@ class Workspace:
         assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-12000:]}"
         return done.stdout + done.stderr
 
+    def fails(self, *arguments: str) -> str:
+        """Run the workflow, which must not reach its end, and return what it said."""
+        done = self.snakemake("--cores", "2", *arguments)
+        assert done.returncode != 0, f"{done.stdout[-4000:]}\n{done.stderr[-12000:]}"
+        return done.stdout + done.stderr
+
     def plan(self, *arguments: str) -> set[str]:
         """What a dry run would do: stage and wildcards, as in "evaluate tiny base bpb"; checked against its own count."""
         done = self.snakemake("--dry-run", *arguments)

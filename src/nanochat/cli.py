@@ -13,6 +13,7 @@ from nanochat.errors import Stopped, UserError
 from nanochat.runtime import let_threads_sleep
 
 VERBS = {
+    "preflight": ("nanochat.stages.preflight", "check all that a later stage can die of, before GPUs are paid"),
     "fetch": ("nanochat.stages.fetch", "fetch a source into resources/"),
     "tokenizer": ("nanochat.stages.tokenizer", "train a byte-level BPE tokenizer and measure it"),
     "tokenize": ("nanochat.stages.tokenize", "turn text shards into packed token shards"),
