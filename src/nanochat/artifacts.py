@@ -107,7 +107,7 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage that makes it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of the parser; also bytes that are no text, brackets or digits without end
         raise UserError(f"{path}: not valid JSON ({error}); delete it and run the stage that makes it again") from None
 
 

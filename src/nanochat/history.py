@@ -44,8 +44,6 @@ def unless_damaged(read: Callable[[], Found], default: Found, damaged: list[str]
         return default  # it has just vanished
     except OSError as error:
         damaged.append(f"{error.filename}: cannot be read ({(error.strerror or 'no reason given').lower()})")
-    except RecursionError:
-        damaged.append("a JSON file nests deeper than any that a stage writes; it was passed over")
     return default
 
 
@@ -148,7 +146,7 @@ def _tail(path: Path, size_bytes: int) -> bytes:
 def _whole_line(line: bytes) -> dict[str, Any] | None:
     try:
         content = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 

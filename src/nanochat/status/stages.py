@@ -15,7 +15,7 @@ from nanochat.status.slurm import Job, Queue
 
 TRAINING = tuple(STAGE_OF_PHASE.values())
 STATES = ("stalled", "failed", "interrupted", "running", "stopped", "waiting", "finished")  # what most needs to be seen stands first
-STALLED_AFTER_S = 600.0  # no phase without a beat that was met takes as long: start-up of eight ranks, hashing 22 GB, one long validation
+STALLED_AFTER_S = 600.0  # assumption: longer than any phase without a beat (start-up of eight ranks, hashing 22 GB, one validation)
 STALLED_STEPS = 10  # a step may take minutes on a small machine: so many of them without a beat
 LOGGED = ("loss", "val_bpb")
 Attempts = tuple[dict[str, Any], ...]
@@ -66,7 +66,7 @@ class StageFiles:
         line, speed = self.logged.get("loss", {}), self.beat.tokens_per_s if self.beat else 0.0
         try:
             return float(line["tokens"] / line["step"] / speed)
-        except (KeyError, TypeError, ZeroDivisionError):
+        except (KeyError, TypeError, ArithmeticError):
             return 0.0
 
 
