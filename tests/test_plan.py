@@ -142,6 +142,16 @@ def test_an_explicit_run_time_above_the_limit_is_refused() -> None:
     assert make_plan(planner({**A100, "runtime_limit": 720}), training_jobs(runtime=720), retries=3).problems == []
 
 
+def test_a_run_time_that_the_profile_sets_is_warned_of_and_never_refused() -> None:
+    """Whoever sets it may know better than the estimate, as in a test of time limits."""
+    limited = planner({**A100, "runtime_limit": 720})
+    short, hopeless = (make_plan(limited, training_jobs(runtime=minutes), retries=1) for minutes in (60, 1))
+    assert short.problems == hopeless.problems == []
+    assert short.warnings[0].startswith("profile: retries=1: base_train d20 does not fit into one job and takes 7 restarts; ")
+    assert hopeless.warnings[0] == "base_train d20: run time of 1 minutes: start-up alone takes 60 s; ask for more"
+    assert make_plan(limited, training_jobs(runtime=600), retries=1).warnings == []
+
+
 def test_a_batch_that_the_gpus_do_not_divide_is_refused_before_it_runs() -> None:
     plan = make_plan(planner({**A100, "gpu": 7}), training_jobs())
     assert any(problem.startswith("base_train.horizon.batch_tokens=524288: not a multiple of") for problem in plan.problems)
