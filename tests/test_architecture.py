@@ -25,6 +25,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "report": {"plan", "train", "eval", "serve", "engine", "model", "optim", "tokenizer"},
     "plan": {"optim", "eval", "serve", "report", "engine", "tokenizer", "runtime"},
     "config": {"plan", "model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "runtime"},
+    "kept": {"plan", "model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "runtime"},
     "artifacts": {"plan", "model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "runtime"},
     "runtime": {"plan", "model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "artifacts"},
 }

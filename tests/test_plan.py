@@ -61,6 +61,13 @@ def test_a_profile_names_card_price_and_limit() -> None:
     assert facts.card and facts.card.name == "A100" and facts.memory_bytes == 80 * GIB
 
 
+@pytest.mark.parametrize(("gres", "card"), [("gpu:a100:8", "A100"), ("gpu:8", None)])
+def test_cards_of_several_nodes_are_counted_together(gres: str, card: str | None) -> None:
+    facts = read_facts("base_train", {"gres": gres, "nodes": 2, "runtime_limit": 60})
+    assert (facts.gpus, facts.nodes, facts.card_name) == (16, 2, card)
+    assert read_facts("tokenize", {"gres": "lustre:1"}).gpus == 0
+
+
 def test_the_price_is_the_profiles_else_the_experiments_else_the_usual_one() -> None:
     assert read_facts("base_train", A100, price_of_experiment=0.9).price == 0.9
     usual = read_facts("base_train", A100)
@@ -109,7 +116,8 @@ def test_run_time_follows_the_work_up_to_the_limit() -> None:
     d20, limited = {"run": "d20"}, {**A100, "runtime_limit": 720}
     asked = planner(limited).runtime("base_train", d20)
     assert 7 * 60 < asked < 9.5 * 60, "7.1 hours were published; margin, and 5% to save the state"
-    assert planner({**limited, "gpu": 16, "nodes": 2}).runtime("base_train", d20) < 0.6 * asked
+    two_nodes = {"gres": "gpu:a100:8", "nodes": 2, "runtime_limit": 720}
+    assert 0.5 * asked < planner(two_nodes).runtime("base_train", d20) < 0.6 * asked
     assert planner({**limited, "runtime_limit": 120}).runtime("base_train", d20) == 120
     assert planner(limited).runtime("chat_sft", d20) == 30, "the least that is asked for"
 

@@ -85,7 +85,8 @@ def _task_problems(name: str, run: Run) -> list[str]:
     ]
     for place, task, split, source in uses:
         if task not in TASKS:
-            problems.append(f"{place}={task!r}: no such task; choose one of {', '.join(sorted([*TASKS, 'bpb']))}")
+            known_tasks = [*TASKS, *(["bpb"] if ".evaluate." in place else [])]  # bits per byte are of the corpus, nothing to train on
+            problems.append(f"{place}={task!r}: no such task; choose one of {', '.join(sorted(known_tasks))}")
         elif TASKS[task].kind == "conversation" and place.endswith(f".evaluate.{task}"):
             problems.append(f"{place}: conversations that nobody grades; evaluate another task")
         elif split not in TASKS[task].sources:

@@ -9,7 +9,7 @@ resumes from resume/ there, saved every save_every_s seconds and when it is aske
 by hand: nanochat base_train --config '{"recipe": "compact-2026-11", "depth": 4}' --tokens T/train/manifest.json
          T/validation/manifest.json --tokenizer results/tokenizers/NAME/manifest.json --weights OUT/model.safetensors
          --manifest OUT/manifest.json
-         A manifest that is complete for the same config and inputs is kept: delete it to train again.
+         What is finished for the same config and inputs is not trained again: delete its folder for that.
 """
 
 from pathlib import Path
@@ -48,8 +48,8 @@ def main(arguments: list[str]) -> None:
     tokenizer = Tokenizer.load(flags.tokenizer)
     rows, held_out = (open_rows(flags.tokens, split, flags.tokenizer, tokenizer) for split in ("train", "validation"))
     config, reference = model_configs(resolved, section.depth, tokenizer.vocab_size, rows.row_tokens - 1)
-    if work.is_complete():
-        return work.say_complete()
+    if work.is_finished():
+        return
 
     with session(work, flags, arguments, seed=section.seed) as current:
         runtime = current.runtime
@@ -71,7 +71,6 @@ def main(arguments: list[str]) -> None:
             sampler=sampler,
             optimizer=optimizer,
         )
-    return None
 
 
 def named_chunks(manifests: list[Path]) -> dict[str, Path]:

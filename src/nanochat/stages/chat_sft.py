@@ -8,7 +8,7 @@ resumes from resume/ there, saved every save_every_s seconds and when it is aske
         SIGHUP or --max-seconds; exit code 75). Killed in any way and started again it ends with the same bytes.
 by hand: nanochat chat_sft --config '{"mixture": [{"task": "identity"}]}' --model results/RUN/mid_train/manifest.json
          --tokenizer results/tokenizers/NAME/manifest.json --weights OUT/model.safetensors --manifest OUT/manifest.json
-         A manifest that is complete for the same config and inputs is kept: delete it to train again.
+         What is finished for the same config and inputs is not trained again: delete its folder for that.
 
 Rates, batch and sequence length are those of base_train, as model.json states them, the rates times lr_fraction.
 Conversations are packed whole, never cut; those longer than a row are left out and counted in log and manifest.

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from nanochat import artifacts
+from nanochat import artifacts, kept
 from nanochat.errors import Stopped, UserError
 from nanochat.eval.bpb import TextLoss, text_loss_of
 from nanochat.hardware import peak_flops
@@ -66,8 +66,21 @@ class Work:
         """Stamp of the resume state."""
         return artifacts.fingerprint({"stage": self.stage, "config": self.config}, self.input_hashes)
 
-    def is_complete(self) -> bool:
-        """Whether this very work is finished already, all files in place."""
+    def is_finished(self) -> bool:
+        """Whether this very work is finished already, all files in place or taken back from where they were kept; says so."""
+        if self._is_complete():
+            said = f"{self.manifest} is complete for this config and these inputs, nothing to do; delete {self.folder} to train again"
+        elif (problem := kept.take_back(self.manifest, stage=self.stage, config=self.config, inputs=self.input_hashes)) is None:
+            said = f"finished before for this config and these inputs, taken back from {self.folder / kept.FOLDER}; delete {self.folder} to train again"
+        else:
+            if problem:
+                log(f"{problem}; training again")
+            return False
+        shutil.rmtree(self.folder / FOLDER, ignore_errors=True)  # left behind if the stage was killed in its last moment
+        log(f"{self.stage}: {said}")
+        return True
+
+    def _is_complete(self) -> bool:
         if not self.manifest.is_file():
             return False
         try:
@@ -77,11 +90,6 @@ class Work:
             log(f"{problem}; training again")
             return False
         return bool(manifest["config"] == self.config and manifest["inputs"] == self.input_hashes)
-
-    def say_complete(self) -> None:
-        """What a stage that is started again after its end says."""
-        shutil.rmtree(self.folder / FOLDER, ignore_errors=True)  # left behind if the stage was killed in its last moment
-        log(f"{self.stage}: {self.manifest} is complete for this config and these inputs, nothing to do; delete it to train again")
 
 
 @dataclass
@@ -109,6 +117,7 @@ def session(work: Work, flags: Namespace, arguments: Sequence[str], *, seed: int
         if runtime.is_main:
             closing.enter_context(artifacts.exclusive(work.folder, slurm_job_id()))
             work.manifest.unlink(missing_ok=True)  # of other work: it must not stand beside new weights
+            kept.discard(work.manifest)
             artifacts.write_json(work.folder / "config.json", work.subtree)
             story = artifacts.Provenance(work.folder, work.stage, job=slurm_job_id(), **runtime.facts)
         state = "failed"
@@ -284,6 +293,8 @@ def finish(
     artifacts.write_manifest(work.manifest, **identity, outputs=outputs, optional=[OPTIMIZER], counts=results)
     speed = plan.batch_tokens * counters.step / counters.elapsed_s if counters.elapsed_s else 0.0
     current.story.finish(steps=counters.step, tokens=plan.tokens, training_s=counters.elapsed_s, tokens_per_s=speed, **spent(current.runtime, current.started))
+    if problem := kept.keep(work.manifest):
+        log(f"{work.stage}: {problem}")
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
     Heartbeat(folder).beat("done", step=counters.step, steps=plan.steps)
     log(f"{work.stage}: finished, {work.manifest}")

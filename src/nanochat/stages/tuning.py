@@ -62,8 +62,8 @@ def tune(kind: Tuning, docstring: str | None, arguments: list[str]) -> None:
     work = Work(kind.stage, flags.weights, flags.manifest, dump(section), identity(settings), inputs)
     tokenizer = Tokenizer.load(flags.tokenizer)
     parent = read_parent(flags.model, tokenizer)
-    if work.is_complete():
-        return work.say_complete()
+    if work.is_finished():
+        return
 
     with session(work, flags, arguments, seed=section.seed) as current:
         runtime = current.runtime
@@ -87,7 +87,6 @@ def tune(kind: Tuning, docstring: str | None, arguments: list[str]) -> None:
             sampler=sampler,
             optimizer=optimizer if kind.keep_optimizer else None,
         )
-    return None
 
 
 def named_sources(manifests: Sequence[Path]) -> dict[str, Path]:
