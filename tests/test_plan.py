@@ -160,6 +160,11 @@ def test_a_run_time_that_the_profile_sets_is_warned_of_and_never_refused() -> No
     assert make_plan(limited, training_jobs(runtime=600), retries=1).warnings == []
 
 
+def test_a_cpu_that_was_never_measured_is_warned_of_and_not_refused() -> None:
+    plan = make_plan(planner({"runtime_limit": 720}), training_jobs(runtime=720), retries=3)
+    assert plan.problems == [] and "base_train d20 does not fit into one job" in plan.warnings[0]
+
+
 def test_a_batch_that_the_gpus_do_not_divide_is_refused_before_it_runs() -> None:
     plan = make_plan(planner({**A100, "gpu": 7}), training_jobs())
     assert any(problem.startswith("base_train.horizon.batch_tokens=524288: not a multiple of") for problem in plan.problems)
@@ -312,6 +317,14 @@ def test_reasons_are_words(tmp_path: Path) -> None:
         "fetch, tokenize run before it"
     )
     assert explain(job(tmp_path, Reason(updated=["results/tokenizers/a/manifest.json"])), tmp_path) == "results/tokenizers/a/manifest.json changed"
+
+
+def test_a_kept_copy_is_named(tmp_path: Path) -> None:
+    lost = job(tmp_path, Reason(missing=["results/d20/base_train/model.safetensors"]), present=("model.json",))
+    assert explain(lost, tmp_path) == "checkpoint missing"
+    (tmp_path / "results/d20/base_train/kept").mkdir()
+    (tmp_path / "results/d20/base_train/kept/manifest.json").write_text("{}")
+    assert explain(lost, tmp_path) == "checkpoint missing; a finished copy is kept and taken back in seconds if it is the same work"
 
 
 def test_changed_keys_are_named_with_both_values(tmp_path: Path) -> None:

@@ -150,13 +150,13 @@ def _planned(planner: Planner, job: Job, retries: int, root: Path) -> Planned:
 
 
 def _restarts(planner: Planner, job: Job, estimate: Estimate, facts: Facts) -> tuple[int, bool]:
-    """(how often a training stage is started again with the run time that its jobs ask for, whether that is the computed one)."""
+    """(how often a training stage is started again with the run time that its jobs ask for, whether that is sure enough to insist on)."""
     runtime = job.resources.get("runtime")
     if estimate.seconds is None or facts.runtime_limit is None or job.stage not in TRAINING or not isinstance(runtime, int):
         return 0, True
     if runtime != planner.runtime(job.rule, job.wildcards):
         return jobs_needed(estimate.seconds, runtime, start_up_s=planner.machine(job.rule).start_up_s) - 1, False
-    return planner.attempts(job.rule, estimate.seconds).restarts, True
+    return planner.attempts(job.rule, estimate.seconds).restarts, bool(facts.gpus or planner.measured(job.rule))  # an unknown CPU may be faster
 
 
 def _too_long(job: Job, facts: Facts) -> str | None:
