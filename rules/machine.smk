@@ -17,8 +17,8 @@ def plan_on_this_machine() -> Planner:
     planner = Planner(EXPERIMENT, facts_of, cores=cores_of, reads_results=workflow.is_main_process)
     if workflow.is_main_process:
         try:
-            for rule in (*TRAINING, "evaluate_task", "tokenizer_train", "tokenize"):
-                planner.facts(rule)
+            for name in (*TRAINING, "evaluate_task", "tokenizer_train", "tokenize"):
+                planner.facts(name)
         except UserError as error:
             end_with([str(error)])
         hand_down_rates(planner)
@@ -51,9 +51,9 @@ def cores_of(rule: str) -> int:
 
 def hand_down_rates(planner: Planner) -> None:
     """Add the measured speeds to what the profile says, which reaches every job: it then computes the run time that it was submitted with."""
-    for rule in TRAINING:
-        if planner.facts(rule).runtime_limit is not None and (measured := planner.measured(rule)) is not None:
-            given = workflow.resource_settings._parsed_overwrite_resources.setdefault(rule, Resources())
+    for name in TRAINING:
+        if planner.facts(name).runtime_limit is not None and (measured := planner.measured(name)) is not None:
+            given = workflow.resource_settings._parsed_overwrite_resources.setdefault(name, Resources())
             given[MEASURED_KEY] = round(measured * 1000)
 
 

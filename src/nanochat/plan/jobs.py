@@ -27,7 +27,6 @@ class Reason:
     inputs_changed: bool = False  # another set of files
     forced: bool = False
     params_before: Sequence[str] = ()  # representations of the values that only the last run had
-    params_now: Sequence[str] = ()
     other: str = ""  # the workflow's own words
 
 
