@@ -232,8 +232,9 @@ def test_the_newest_of_the_same_stage_counts_before_another_stage(tmp_path: Path
 def test_damaged_results_set_nothing_and_stop_nobody(tmp_path: Path) -> None:
     finished_stage(tmp_path / "results", "a", "base_train", speed=1e15, device="NVIDIA A100-SXM4-80GB", ended=1.0)
     assert len(read_rates(tmp_path / "results")) == 1
-    (tmp_path / "results/a/base_train/provenance.json").write_text("{")
-    assert read_rates(tmp_path / "results") == []
+    for damaged in ("{", "{}", "[]", '{"attempts": []}', '{"attempts": [{"state": "finished"}]}'):
+        (tmp_path / "results/a/base_train/provenance.json").write_text(damaged)
+        assert read_rates(tmp_path / "results") == []
 
 
 def test_a_job_computes_the_run_time_that_it_was_submitted_with(tmp_path: Path) -> None:
