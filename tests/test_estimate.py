@@ -153,5 +153,5 @@ def test_jobs_are_enough_for_the_work(took: float, limit_h: int) -> None:
 
 def test_without_a_limit_one_job_is_enough_and_a_limit_below_start_up_is_refused() -> None:
     assert attempts(100 * 3600, None).jobs == 1
-    with pytest.raises(ValueError, match="raise the limit"):
+    with pytest.raises(ValueError, match="ask for more"):
         attempts(7200, 1)

@@ -61,6 +61,13 @@ def test_a_profile_names_card_price_and_limit() -> None:
     assert facts.card and facts.card.name == "A100" and facts.memory_bytes == 80 * GIB
 
 
+@pytest.mark.parametrize(("gres", "card"), [("gpu:a100:8", "A100"), ("gpu:8", None)])
+def test_cards_of_several_nodes_are_counted_together(gres: str, card: str | None) -> None:
+    facts = read_facts("base_train", {"gres": gres, "nodes": 2, "runtime_limit": 60})
+    assert (facts.gpus, facts.nodes, facts.card_name) == (16, 2, card)
+    assert read_facts("tokenize", {"gres": "lustre:1"}).gpus == 0
+
+
 def test_the_price_is_the_profiles_else_the_experiments_else_the_usual_one() -> None:
     assert read_facts("base_train", A100, price_of_experiment=0.9).price == 0.9
     usual = read_facts("base_train", A100)
@@ -109,7 +116,8 @@ def test_run_time_follows_the_work_up_to_the_limit() -> None:
     d20, limited = {"run": "d20"}, {**A100, "runtime_limit": 720}
     asked = planner(limited).runtime("base_train", d20)
     assert 7 * 60 < asked < 9.5 * 60, "7.1 hours were published; margin, and 5% to save the state"
-    assert planner({**limited, "gpu": 16, "nodes": 2}).runtime("base_train", d20) < 0.6 * asked
+    two_nodes = {"gres": "gpu:a100:8", "nodes": 2, "runtime_limit": 720}
+    assert 0.5 * asked < planner(two_nodes).runtime("base_train", d20) < 0.6 * asked
     assert planner({**limited, "runtime_limit": 120}).runtime("base_train", d20) == 120
     assert planner(limited).runtime("chat_sft", d20) == 30, "the least that is asked for"
 
@@ -140,6 +148,21 @@ def test_an_explicit_run_time_above_the_limit_is_refused() -> None:
     assert len(plan.problems) == 3
     assert plan.problems[0].startswith("profile: base_train.runtime=721: above runtime_limit 720 (minutes); ")
     assert make_plan(planner({**A100, "runtime_limit": 720}), training_jobs(runtime=720), retries=3).problems == []
+
+
+def test_a_run_time_that_the_profile_sets_is_warned_of_and_never_refused() -> None:
+    """Whoever sets it may know better than the estimate, as in a test of time limits."""
+    limited = planner({**A100, "runtime_limit": 720})
+    short, hopeless = (make_plan(limited, training_jobs(runtime=minutes), retries=1) for minutes in (60, 1))
+    assert short.problems == hopeless.problems == []
+    assert short.warnings[0].startswith("profile: retries=1: base_train d20 does not fit into one job and takes 7 restarts; ")
+    assert hopeless.warnings[0] == "base_train d20: run time of 1 minutes: start-up alone takes 60 s; ask for more"
+    assert make_plan(limited, training_jobs(runtime=600), retries=1).warnings == []
+
+
+def test_a_cpu_that_was_never_measured_is_warned_of_and_not_refused() -> None:
+    plan = make_plan(planner({"runtime_limit": 720}), training_jobs(runtime=720), retries=3)
+    assert plan.problems == [] and "base_train d20 does not fit into one job" in plan.warnings[0]
 
 
 def test_a_batch_that_the_gpus_do_not_divide_is_refused_before_it_runs() -> None:
@@ -209,8 +232,9 @@ def test_the_newest_of_the_same_stage_counts_before_another_stage(tmp_path: Path
 def test_damaged_results_set_nothing_and_stop_nobody(tmp_path: Path) -> None:
     finished_stage(tmp_path / "results", "a", "base_train", speed=1e15, device="NVIDIA A100-SXM4-80GB", ended=1.0)
     assert len(read_rates(tmp_path / "results")) == 1
-    (tmp_path / "results/a/base_train/provenance.json").write_text("{")
-    assert read_rates(tmp_path / "results") == []
+    for damaged in ("{", "{}", "[]", '{"attempts": []}', '{"attempts": [{"state": "finished"}]}'):
+        (tmp_path / "results/a/base_train/provenance.json").write_text(damaged)
+        assert read_rates(tmp_path / "results") == []
 
 
 def test_a_job_computes_the_run_time_that_it_was_submitted_with(tmp_path: Path) -> None:
@@ -294,6 +318,14 @@ def test_reasons_are_words(tmp_path: Path) -> None:
         "fetch, tokenize run before it"
     )
     assert explain(job(tmp_path, Reason(updated=["results/tokenizers/a/manifest.json"])), tmp_path) == "results/tokenizers/a/manifest.json changed"
+
+
+def test_a_kept_copy_is_named(tmp_path: Path) -> None:
+    lost = job(tmp_path, Reason(missing=["results/d20/base_train/model.safetensors"]), present=("model.json",))
+    assert explain(lost, tmp_path) == "checkpoint missing"
+    (tmp_path / "results/d20/base_train/kept").mkdir()
+    (tmp_path / "results/d20/base_train/kept/manifest.json").write_text("{}")
+    assert explain(lost, tmp_path) == "checkpoint missing; a finished copy is kept and taken back in seconds if it is the same work"
 
 
 def test_changed_keys_are_named_with_both_values(tmp_path: Path) -> None:

@@ -54,7 +54,6 @@ def _reason(reason: Any) -> Reason:
         inputs_changed=bool(reason.input_changed),
         forced=bool(reason.forced),
         params_before=_values(getattr(changed, "only_old", ())),
-        params_now=_values(getattr(changed, "only_new", ())),
         other=str(reason),
     )
 

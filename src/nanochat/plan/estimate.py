@@ -135,5 +135,5 @@ def jobs_needed(seconds: float, runtime_min: int, *, start_up_s: float = START_U
     """How many jobs of `runtime_min` minutes `seconds` of work take, one start-up included. Raises ValueError if none ever ends."""
     useful = runtime_min * 60 * USABLE - start_up_s
     if useful <= 0:
-        raise ValueError(f"runtime limit of {runtime_min} minutes: start-up alone takes {start_up_s:.0f} s; raise the limit")
+        raise ValueError(f"run time of {runtime_min} minutes: start-up alone takes {start_up_s:.0f} s; ask for more")
     return max(1, math.ceil((seconds - start_up_s) / useful))

@@ -9,6 +9,7 @@ from typing import Any
 from nanochat.artifacts import read_json
 from nanochat.config import identity
 from nanochat.errors import UserError
+from nanochat.kept import FOLDER as KEPT
 from nanochat.plan.planner import STAGE_OF_RULE
 
 SHOWN_CHANGES = 4
@@ -26,7 +27,6 @@ class Reason:
     inputs_changed: bool = False  # another set of files
     forced: bool = False
     params_before: Sequence[str] = ()  # representations of the values that only the last run had
-    params_now: Sequence[str] = ()
     other: str = ""  # the workflow's own words
 
 
@@ -65,6 +65,8 @@ def explain(job: Job, root: Path = Path()) -> str:
     new = bool(reason.missing) and not any((root / file).exists() for file in job.outputs)
     if reason.missing:
         parts.append(_never(job, root) if new else _missing(job, root))
+        if (root / job.outputs[0]).parent.joinpath(KEPT, "manifest.json").is_file():
+            parts.append("a finished copy is kept and taken back in seconds if it is the same work")
     if reason.incomplete:
         parts.append("its last attempt left it incomplete")
     if reason.upstream and not new:

@@ -3,8 +3,9 @@
 Keys, in `set-resources` of a rule or in `default-resources` of a profile; all are whole numbers or names, since Snakemake rounds
 fractions and evaluates text:
 
-    gpu               cards of one job, over all of its nodes (set-resources only)
+    gpu               cards of one job on one node (set-resources only)
     gpu_model         the cluster's name for the card; SLURM is asked for it
+    gres              in place of both for a job of several nodes: gpu:a100:8, of each node
     gpu_kind          the card, where the cluster's name does not say it: A100, H100, ...
     gpu_tflops        peak in dense bf16, of a card that is not known here
     gpu_memory_gb     memory of one card, where it is not the usual one of its kind
@@ -63,6 +64,7 @@ def read_facts(rule: str, resources: Mapping[str, Any], *, price_of_experiment: 
     for wrong, right in ROUNDED.items():
         if wrong in resources:
             raise UserError(f"profile: {rule}.{wrong}={resources[wrong]}: snakemake rounds it to whole numbers; write {right}")
+    resources = _without_gres(resources)
     numbers = {key: _number(rule, key, resources[key], least) for key, least in LEAST.items() if key in resources}
     gpus = numbers.get("gpu", 0)
     card, name = _card(rule, resources, numbers) if gpus else (None, None)
@@ -74,7 +76,15 @@ def read_facts(rule: str, resources: Mapping[str, Any], *, price_of_experiment: 
     price, source = _price(numbers, card, price_of_experiment) if gpus else (None, "")
     measured = numbers[MEASURED_KEY] / 1000 if MEASURED_KEY in numbers else None
     nodes, limit = numbers.get("nodes", 1), numbers.get("runtime_limit")
-    return Facts(gpus, nodes, card, card.name if card else name, limit, price, source, measured)
+    return Facts(gpus * nodes if "gres" in resources else gpus, nodes, card, card.name if card else name, limit, price, source, measured)
+
+
+def _without_gres(resources: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`gres` as gpu and gpu_model, of each node."""
+    asked = re.fullmatch(r"gpu(?::([\w.]+?))??:(\d+)", str(resources.get("gres", "")).strip())
+    if asked is None:
+        return {key: value for key, value in resources.items() if key != "gres"}
+    return {**({"gpu_model": asked[1]} if asked[1] else {}), **resources, "gpu": asked[2]}
 
 
 def _number(rule: str, key: str, value: Any, least: int) -> int:

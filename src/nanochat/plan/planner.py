@@ -57,7 +57,7 @@ class Planner:
         """`facts(rule)` are those of the profile, `cores(rule)` those of one job. `reads_results`: look for measured rates, which jobs must not."""
         self.experiment, self.root, self.reads_results = experiment, root, reads_results
         self.facts, self.cores = cache(facts), cache(cores)
-        self.works = Works(experiment)
+        self.works, self.chunks = Works(experiment), cache(self._chunks)
 
     # --- rates -------------------------------------------------------------------------------------------------------
 
@@ -159,8 +159,7 @@ class Planner:
         what, size = download(source, part, fetch, self.root / "resources" / "wheels")
         return Estimate("fetch", "", why_unknown="it depends on the network", fetches=what, fetch_bytes=size)
 
-    @cache  # noqa: B019  one planner lives as long as its process
-    def chunks(self, corpus: str) -> dict[str, config.Chunk]:
+    def _chunks(self, corpus: str) -> dict[str, config.Chunk]:
         """Chunks of a corpus by name."""
         return {chunk.name: chunk for chunk in config.corpus_chunks(self.experiment, corpus)}
 

@@ -44,7 +44,7 @@ def read_rates(results: Path) -> list[Rate]:
         if manifest.parent.name in STAGES:
             try:
                 rate = _rate(manifest)
-            except (UserError, OSError, KeyError, TypeError, ValueError, ZeroDivisionError):
+            except (UserError, OSError, LookupError, TypeError, AttributeError, ValueError, ZeroDivisionError):
                 continue  # of another version, or damaged: the stage that needs it will say so
             if rate is not None:
                 rates.append(rate)

@@ -25,7 +25,8 @@ class Planned:
     estimate: Estimate
     facts: Facts
     restarts: int = 0
-    problem: str | None = None
+    problem: str | None = None  # why a real run would be refused
+    warning: str | None = None
 
     @property
     def run(self) -> str:
@@ -136,21 +137,26 @@ def make_plan(planner: Planner, jobs: Iterable[Job], up_to_date: Iterable[str] =
 def _planned(planner: Planner, job: Job, retries: int, root: Path) -> Planned:
     facts, reason = planner.facts(job.rule), explain(job, root)
     estimate = planner.estimate(job.rule, job.wildcards)
-    problem, restarts = estimate.problem, 0
+    problem, warning, restarts = estimate.problem or _too_long(job, facts), None, 0
     try:
-        restarts = _restarts(planner, job, estimate, facts)
-    except UserError as error:
-        problem = problem or str(error)
-    return Planned(job, reason, estimate, facts, restarts, problem or _too_long(job, facts) or _too_few(job, restarts, retries))
+        restarts, is_computed = _restarts(planner, job, estimate, facts)
+    except (UserError, ValueError) as error:
+        warning = f"{job.name}: {error}"
+    else:
+        if restarts > retries:
+            too_few = f"profile: retries={retries}: {job.name} does not fit into one job and takes {restarts} restarts; set retries: {restarts} or more"
+            problem, warning = (problem or too_few, None) if is_computed else (problem, too_few)  # whoever sets a run time may know better
+    return Planned(job, reason, estimate, facts, restarts, problem, warning)
 
 
-def _restarts(planner: Planner, job: Job, estimate: Estimate, facts: Facts) -> int:
-    """How often a training stage is started again, with the run time that its jobs really ask for."""
+def _restarts(planner: Planner, job: Job, estimate: Estimate, facts: Facts) -> tuple[int, bool]:
+    """(how often a training stage is started again with the run time that its jobs ask for, whether that is sure enough to insist on)."""
     runtime = job.resources.get("runtime")
     if estimate.seconds is None or facts.runtime_limit is None or job.stage not in TRAINING or not isinstance(runtime, int):
-        return 0
-    cut = planner.attempts(job.rule, estimate.seconds)
-    return cut.restarts if runtime == cut.runtime_min else jobs_needed(estimate.seconds, runtime, start_up_s=planner.machine(job.rule).start_up_s) - 1
+        return 0, True
+    if runtime != planner.runtime(job.rule, job.wildcards):
+        return jobs_needed(estimate.seconds, runtime, start_up_s=planner.machine(job.rule).start_up_s) - 1, False
+    return planner.attempts(job.rule, estimate.seconds).restarts, bool(facts.gpus or planner.measured(job.rule))  # an unknown CPU may be faster
 
 
 def _too_long(job: Job, facts: Facts) -> str | None:
@@ -161,13 +167,8 @@ def _too_long(job: Job, facts: Facts) -> str | None:
     return f"profile: {job.rule}.runtime={runtime}: above runtime_limit {facts.runtime_limit} (minutes); {cure}"
 
 
-def _too_few(job: Job, restarts: int, retries: int) -> str | None:
-    if restarts <= retries:
-        return None
-    return f"profile: retries={retries}: {job.name} does not fit into one job and takes {restarts} restarts; set retries: {restarts} or more"
-
-
 def _warnings(planned: Sequence[Planned]) -> Iterable[str]:
+    yield from (item.warning for item in planned if item.warning)
     for item in planned:
         need, card = item.estimate.memory_bytes, item.facts.memory_bytes
         if item.estimate.training and need and card and need > card:
