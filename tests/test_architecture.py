@@ -13,24 +13,51 @@ PACKAGE = SOURCE / "nanochat"
 
 # part -> parts that it must not import. A part is a folder or a module directly below the package.
 FORBIDDEN: dict[str, set[str]] = {
-    "model": {"optim", "train", "eval", "config", "tokenizer", "engine", "tasks", "data", "serve", "report"},
-    "optim": {"model", "train", "eval", "config", "tokenizer", "engine", "tasks", "data", "serve", "report"},
-    "data": {"tokenizer", "model", "optim", "train", "eval", "config", "engine", "tasks", "serve", "report"},
-    "tasks": {"model", "optim", "train", "eval", "config", "engine", "serve", "report", "tokenizer"},
-    "tokenizer": {"model", "optim", "train", "eval", "config", "engine", "tasks", "serve", "report"},
-    "engine": {"config", "optim", "train", "eval", "tasks", "serve", "report"},
-    "train": {"eval", "serve", "report"},
-    "eval": {"train", "serve", "report", "optim"},
-    "serve": {"train", "eval", "report", "optim"},
-    "report": {"train", "eval", "serve", "engine", "model", "optim", "tokenizer"},
-    "config": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "runtime"},
-    "kept": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "runtime"},
-    "artifacts": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "runtime"},
-    "runtime": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "artifacts"},
+    "model": {"optim", "train", "eval", "config", "tokenizer", "engine", "tasks", "data", "serve", "report", "launch", "progress"},
+    "optim": {"model", "train", "eval", "config", "tokenizer", "engine", "tasks", "data", "serve", "report", "launch", "progress"},
+    "data": {"tokenizer", "model", "optim", "train", "eval", "config", "engine", "tasks", "serve", "report", "launch", "progress"},
+    "tasks": {"model", "optim", "train", "eval", "config", "engine", "serve", "report", "tokenizer", "launch", "progress"},
+    "tokenizer": {"model", "optim", "train", "eval", "config", "engine", "tasks", "serve", "report", "launch", "progress"},
+    "engine": {"config", "optim", "train", "eval", "tasks", "serve", "report", "launch", "progress"},
+    "train": {"eval", "serve", "report", "launch"},
+    "eval": {"train", "serve", "report", "optim", "launch", "progress"},
+    "serve": {"train", "eval", "report", "optim", "launch", "progress"},
+    "report": {"train", "eval", "serve", "engine", "model", "optim", "tokenizer", "launch", "progress"},
+    "config": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "runtime", "launch", "progress"},
+    "kept": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "runtime", "launch", "progress"},
+    "artifacts": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "runtime", "launch", "progress"},
+    "launch": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "artifacts", "kept"},
+    "progress": {"model", "optim", "train", "eval", "serve", "report", "engine", "tokenizer", "config", "data", "tasks", "artifacts", "launch", "kept"},
+    "runtime": {
+        "model",
+        "optim",
+        "train",
+        "eval",
+        "serve",
+        "report",
+        "engine",
+        "tokenizer",
+        "config",
+        "data",
+        "tasks",
+        "artifacts",
+        "launch",
+        "progress",
+        "kept",
+    },
 }
 HEAVY = {"torch", "numpy", "pyarrow", "pandas", "datasets", "huggingface_hub", "matplotlib", "tiktoken", "safetensors"}
 # modules that the workflow and the report load; they start in milliseconds
-LIGHT = ("nanochat.config", "nanochat.recipes", "nanochat.tasks", "nanochat.data.sources", "nanochat.artifacts", "nanochat.runtime", "nanochat.cli")
+LIGHT = (
+    "nanochat.config",
+    "nanochat.recipes",
+    "nanochat.tasks",
+    "nanochat.data.sources",
+    "nanochat.artifacts",
+    "nanochat.runtime",
+    "nanochat.launch",
+    "nanochat.cli",
+)
 WITHOUT_TORCH = ("nanochat.report", "nanochat.stages.report", "nanochat.stages.fetch", "nanochat.stages.tokenizer", "nanochat.stages.tokenize")
 ENVIRONMENT_READERS = {"nanochat.runtime"}  # the one module that may look at the environment
 
