@@ -21,6 +21,7 @@ rule base_train:
         identity=lambda wildcards: canonical_json(experiments.identity(experiments.base_train_config(EXPERIMENT.runs[wildcards.run]))),
         # what follows from outputs is not compared by snakemake: housekeeping is handed on and reruns nothing
         config=lambda wildcards, output: canonical_json(experiments.base_train_config(EXPERIMENT.runs[wildcards.run])),
+        gpus=lambda wildcards, resources: gpus_of_each_node(resources),
     log:
         "logs/base_train/{run}.log",
     benchmark:
@@ -32,18 +33,19 @@ rule base_train:
     resources:
         gpu=0,
         mem_mb=4000,
+        nodes=1,
         runtime=runtime_of("base_train"),
     shell:
         """
-        nanochat base_train \
+        on_nodes {resources.nodes} {params.gpus} nanochat base_train \
             --config {params.config:q} \
             --tokens {input.tokens:q} \
             --tokenizer {input.tokenizer:q} \
             --weights {output.weights:q} \
             --manifest {output.manifest:q} \
-            --device "$(device {resources.gpu})" \
-            --ranks "$(ranks {resources.gpu})" \
-            --threads "$(threads_per_rank {threads} {resources.gpu})" \
+            --device "$(device {params.gpus})" \
+            --ranks "$(ranks {params.gpus})" \
+            --threads "$(threads_per_rank {threads} {params.gpus})" \
             --max-seconds "$(seconds_to_train {resources.runtime})" \
             2>&1 | keep_log {log:q}
         """

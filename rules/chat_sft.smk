@@ -27,6 +27,7 @@ rule chat_sft:
         identity=lambda wildcards: canonical_json(experiments.identity(experiments.tune_config(EXPERIMENT.runs[wildcards.run], "chat_sft"))),
         # what follows from outputs is not compared by snakemake: housekeeping is handed on and reruns nothing
         config=lambda wildcards, output: canonical_json(experiments.tune_config(EXPERIMENT.runs[wildcards.run], "chat_sft")),
+        gpus=lambda wildcards, resources: gpus_of_each_node(resources),
     log:
         "logs/chat_sft/{run}.log",
     benchmark:
@@ -38,19 +39,20 @@ rule chat_sft:
     resources:
         gpu=0,
         mem_mb=4000,
+        nodes=1,
         runtime=runtime_of("chat_sft"),
     shell:
         """
-        nanochat chat_sft \
+        on_nodes {resources.nodes} {params.gpus} nanochat chat_sft \
             --config {params.config:q} \
             --model {input.model:q} \
             --tokenizer {input.tokenizer:q} \
             --data {input.data:q} \
             --weights {output.weights:q} \
             --manifest {output.manifest:q} \
-            --device "$(device {resources.gpu})" \
-            --ranks "$(ranks {resources.gpu})" \
-            --threads "$(threads_per_rank {threads} {resources.gpu})" \
+            --device "$(device {params.gpus})" \
+            --ranks "$(ranks {params.gpus})" \
+            --threads "$(threads_per_rank {threads} {params.gpus})" \
             --max-seconds "$(seconds_to_train {resources.runtime})" \
             2>&1 | keep_log {log:q}
         """

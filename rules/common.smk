@@ -147,6 +147,17 @@ def parent_phase(run: str, phase: str) -> str:
     return phases[phases.index(phase) - 1]
 
 
+def gpus_of_each_node(resources) -> int:
+    """GPUs of a training job on each of its nodes: `gpu` of one node, `gres` (as in gpu:a100:8) of several.
+
+    SLURM starts no step of a job of several nodes whose GPUs were counted together (--gpus), and would share them out unevenly.
+    """
+    nodes, gpus, gres = resources.get("nodes", 1), resources.get("gpu", 0), re.fullmatch(r"gpu(?::[\w.]+)?:(\d+)", str(resources.get("gres", "")))
+    if nodes > 1 and gpus:
+        raise ValueError(f"nodes={nodes}, gpu={gpus}: with several nodes give gres (as in gpu:a100:8, of each node) in place of gpu and gpu_model")
+    return int(gres[1]) if gres else gpus
+
+
 # --- everything of a kind --------------------------------------------------------------------------------------------
 
 

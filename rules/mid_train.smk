@@ -28,6 +28,7 @@ rule mid_train:
         identity=lambda wildcards: canonical_json(experiments.identity(experiments.tune_config(EXPERIMENT.runs[wildcards.run], "mid_train"))),
         # what follows from outputs is not compared by snakemake: housekeeping is handed on and reruns nothing
         config=lambda wildcards, output: canonical_json(experiments.tune_config(EXPERIMENT.runs[wildcards.run], "mid_train")),
+        gpus=lambda wildcards, resources: gpus_of_each_node(resources),
     log:
         "logs/mid_train/{run}.log",
     benchmark:
@@ -39,19 +40,20 @@ rule mid_train:
     resources:
         gpu=0,
         mem_mb=4000,
+        nodes=1,
         runtime=runtime_of("mid_train"),
     shell:
         """
-        nanochat mid_train \
+        on_nodes {resources.nodes} {params.gpus} nanochat mid_train \
             --config {params.config:q} \
             --model {input.model:q} \
             --tokenizer {input.tokenizer:q} \
             --data {input.data:q} \
             --weights {output.weights:q} \
             --manifest {output.manifest:q} \
-            --device "$(device {resources.gpu})" \
-            --ranks "$(ranks {resources.gpu})" \
-            --threads "$(threads_per_rank {threads} {resources.gpu})" \
+            --device "$(device {params.gpus})" \
+            --ranks "$(ranks {params.gpus})" \
+            --threads "$(threads_per_rank {threads} {params.gpus})" \
             --max-seconds "$(seconds_to_train {resources.runtime})" \
             2>&1 | keep_log {log:q}
         """

@@ -11,7 +11,7 @@ keep_log() {
     tee -a "$1" "${1%.log}.history" >&2
 }
 
-# ranks GPUS: how many processes train together; one on a machine without GPUs.
+# ranks GPUS: how many processes train together on a node with so many GPUs; one on a machine without.
 ranks() { echo $(($1 > 1 ? $1 : 1)); }
 
 # device GPUS: a job that was given GPUs must find them; falling back to the CPU would waste a node for hours.
@@ -19,6 +19,25 @@ device() { if [ "$1" -gt 0 ]; then echo cuda; else echo auto; fi; }
 
 # threads_per_rank THREADS GPUS: a rank's share of the job's threads, at least one.
 threads_per_rank() { echo $(($1 / $(ranks "$2") > 1 ? $1 / $(ranks "$2") : 1)); }
+
+# on_nodes NODES GPUS COMMAND...: run a stage here or, in a SLURM job of several nodes, once on each of them with so many GPUs, telling it which
+# one it is and how to reach the first. Inside a rule SLURM's own variables are missing but for the job's number; some would mislead srun.
+on_nodes() {
+    local nodes=$1 names first address variable
+    local -a clean=(env) gpus=()
+    [ "$2" -eq 0 ] || gpus=("--gres=gpu:$2")
+    shift 2
+    [ "$nodes" -gt 1 ] || exec "$@" # in the place of this process of the pipeline, so that a signal to it reaches the stage
+    names=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%N) # a100-[01-02]
+    first=$(scontrol show hostnames "$names" | sed -n 1p)
+    address=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p') # what SLURM itself connects to
+    for variable in $(compgen -e SLURM_); do
+        case $variable in SLURM_JOB_ID | SLURM_CONF) ;; *) clean+=("--unset=$variable") ;; esac
+    done
+    exec "${clean[@]}" srun --jobid="$SLURM_JOB_ID" --overlap --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 "${gpus[@]}" --mem=0 \
+        --cpu-bind=none --kill-on-bad-exit=0 --wait=0 bash -c 'exec "$@" --node-rank "$SLURM_PROCID"' bash "$@" --nodes "$nodes" \
+        --rendezvous "$address:$((20000 + SLURM_JOB_ID % 20000))" </dev/null
+}
 
 # seconds_to_train MINUTES: the time that a job has, less five percent to save its state and end in order.
 seconds_to_train() { echo $(($1 * 57)); }

@@ -41,7 +41,7 @@ HEAVY = {"torch", "numpy", "pyarrow", "pandas", "datasets", "huggingface_hub", "
 # modules that the workflow and the report load; they start in milliseconds
 LIGHT = (
     *("nanochat.config", "nanochat.plan", "nanochat.recipes", "nanochat.tasks", "nanochat.data.sources"),
-    *("nanochat.artifacts", "nanochat.runtime", "nanochat.cli"),
+    *("nanochat.artifacts", "nanochat.runtime", "nanochat.launch", "nanochat.cli"),
     *("nanochat.history", "nanochat.status", "nanochat.preflight"),
 )
 WITHOUT_TORCH = (

@@ -14,6 +14,7 @@ import termios
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from training_lab import Lab, final_bytes, logged_steps, metrics, run, run_until, start
@@ -281,7 +282,8 @@ def test_second_trainer_on_a_folder_is_refused(lab, tmp_path):
         while logged_steps(tmp_path) < 1 and first.poll() is None:
             time.sleep(0.01)
         said = run(long, 2)
-        assert "in use by" in said and str(first.pid) in said
+        [rank] = psutil.Process(first.pid).children()
+        assert "in use by" in said and str(rank.pid) in said
     finally:
         first.kill()
         first.communicate()

@@ -56,7 +56,7 @@ def reformat(workspace: Workspace) -> None:
 
 def edit_code(workspace: Workspace) -> None:
     """Comments and whitespace in a rule, a stage and the library."""
-    workspace.replace("rules/base_train.smk", "        nanochat base_train \\\n", "        nanochat   base_train \\\n")
+    workspace.replace("rules/base_train.smk", " nanochat base_train \\\n", " nanochat   base_train \\\n")
     workspace.append("rules/base_train.smk", "\n# a comment\n")
     workspace.append("src/nanochat/stages/base_train.py", "\n# a comment\n")
     workspace.append("src/nanochat/model/gpt.py", "\nANOTHER = 1\n")

@@ -8,9 +8,10 @@ import errno
 import importlib
 import sys
 
-from nanochat import __version__
+from nanochat import __version__, progress
 from nanochat.errors import Stopped, UserError
-from nanochat.runtime import let_threads_sleep
+from nanochat.launch.supervisor import supervise
+from nanochat.runtime import let_threads_sleep, own_rank, under_torchrun
 
 VERBS = {
     "preflight": ("nanochat.stages.preflight", "check all that a later stage can die of, before GPUs are paid"),
@@ -27,6 +28,7 @@ VERBS = {
     "runs": ("nanochat.status.runs", "what every attempt of every run cost"),
     "chat": ("nanochat.serve.terminal", "talk to a finished phase of a run"),
 }
+SUPERVISED = ("base_train", "mid_train", "chat_sft")  # run as ranks below a supervisor
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 WRONG_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 EXIT_USER_ERROR = 2
@@ -50,11 +52,19 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"{verb!r}: no such verb; choose one of {', '.join(VERBS)}")
     let_threads_sleep()
     try:
-        importlib.import_module(VERBS[verb][0]).main(arguments[1:])
+        if verb in SUPERVISED and not under_torchrun() and not {"-h", "--help"} & set(arguments):
+            sys.exit(supervise(verb, arguments[1:]))
+        progress.attach()
+        progress.enter("import")
+        module = importlib.import_module(VERBS[verb][0])
+        progress.enter("config")
+        progress.wait_for_turn()
+        module.main(arguments[1:])
     except UserError as error:
         _fail(str(error))
     except Stopped as stopped:
-        print(f"nanochat {verb}: {stopped}", file=sys.stderr, flush=True)
+        if own_rank() == 0:  # all ranks stop together
+            print(f"nanochat {verb}: {stopped}", file=sys.stderr, flush=True)
         sys.exit(EXIT_STOPPED)
     except OSError as error:
         if error.errno in WRONG_PLACE:
@@ -77,5 +87,6 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _fail(sentence: str) -> None:
+    progress.let_rank_0_speak()
     print(f"nanochat: error: {sentence}", file=sys.stderr, flush=True)
     sys.exit(EXIT_USER_ERROR)

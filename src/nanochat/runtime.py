@@ -5,25 +5,22 @@ torch is imported when a Runtime is started, so that stages without it (fetch, r
 """
 
 import contextlib
-import ctypes
 import os
 import random
 import signal
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from nanochat.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-
-RANK_GRACE_S = {2: 5.0, 75: 60.0}  # after this exit code of one rank, how long the others get to end by themselves
+# rank 0 alone saves, and a large state takes long on a slow disk; that a run is stuck is noticed by its supervisor, much sooner
+COLLECTIVE_MAY_WAIT = timedelta(hours=2)
 
 
 def log(message: str) -> None:
@@ -55,7 +52,7 @@ def let_threads_sleep() -> None:
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun started this process."""
+    """Whether torchrun, or a supervisor of our own, started this process as one of its ranks."""
     return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
@@ -65,53 +62,48 @@ def stop_signals() -> list[int]:
     return [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, *hangup]
 
 
-def launch_ranks(ranks: int, arguments: Sequence[str]) -> None:
-    """Run `nanochat ARGUMENTS` as `ranks` processes on this machine and exit with their code; returns at once for one rank or below torchrun.
+@dataclass(frozen=True)
+class Group:
+    """What the ranks of one machine need to find the others."""
 
-    Unlike torchrun it keeps the exit codes of a stage (2, 75) and hands every signal on; the ranks die with this process.
-    """
-    if ranks <= 1 or under_torchrun():
-        return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-m", "nanochat", *arguments]
-    processes = [
-        # a session of its own: Ctrl-C reaches it once, through this process, and not a second time from the terminal
-        subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, start_new_session=True, preexec_fn=_die_with_parent)
-        for rank in range(ranks)
-    ]
-
-    def forward(number: int, _frame: Any) -> None:
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
-
-    for number in stop_signals():
-        signal.signal(number, forward)
-    sys.exit(_wait_for_all(processes))
+    first_rank: int  # of this machine
+    world_size: int
+    nodes: int
+    address: str  # of rank 0
+    port: int
 
 
-def _die_with_parent() -> None:
-    """In a child, before exec: ask Linux to kill it when its parent dies, so that no rank trains on unseen."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+class Handed(NamedTuple):
+    """What a supervisor hands to a rank: open files for its progress and for its stacks, and its place among the ranks of this machine."""
+
+    board: int
+    stacks: int
+    ranks: int
+    local_rank: int
 
 
-def _wait_for_all(processes: "list[subprocess.Popen[bytes]]") -> int:
-    """The exit code of the ranks: the first that is not 0. After it the others get a while to end, then they are killed."""
-    code, deadline = 0, float("inf")
-    while any(process.poll() is None for process in processes):
-        codes = [process.returncode for process in processes if process.returncode]
-        if codes and not code:
-            code = codes[0]
-            deadline = time.monotonic() + RANK_GRACE_S.get(code, 0.0)
-        if time.monotonic() > deadline:
-            for process in processes:
-                process.kill()
-        time.sleep(0.05)
-    return code or next((process.returncode for process in processes if process.returncode), 0)
+HANDED = "NANOCHAT_SUPERVISED"  # BOARD:STACKS, two file descriptors
+
+
+def handed_over() -> Handed | None:
+    """What the supervisor of this rank has handed to it; None without a supervisor."""
+    if HANDED not in os.environ:
+        return None
+    board, stacks = map(int, os.environ[HANDED].split(":"))
+    return Handed(board, stacks, int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
+
+
+def own_rank() -> int:
+    """The rank of this process among all; 0 where there is but one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def rank_environment(handed: Handed, group: Group) -> dict[str, str]:
+    """The environment of one rank: torchrun's variables, what its supervisor hands over, and output that nobody holds back."""
+    ranks = {"RANK": group.first_rank + handed.local_rank, "LOCAL_RANK": handed.local_rank, "LOCAL_WORLD_SIZE": handed.ranks}
+    numbers = {**ranks, "WORLD_SIZE": group.world_size, "GROUP_WORLD_SIZE": group.nodes, "MASTER_PORT": group.port}
+    own = {"MASTER_ADDR": group.address, HANDED: f"{handed.board}:{handed.stacks}", "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **{name: str(number) for name, number in numbers.items()}, **own}
 
 
 @dataclass
@@ -160,7 +152,7 @@ class Runtime:
 
     @classmethod
     def start(cls, *, seed: int = 0, device: str = "auto", threads: int | None = None) -> "Runtime":
-        """Seed every generator, choose deterministic kernels, join the process group if torchrun started us.
+        """Seed every generator, choose deterministic kernels, join the process group of several ranks.
 
         `device`: auto (cuda, else mps, else cpu), cpu, cuda or mps; asking for an absent one is a UserError.
         """
@@ -172,7 +164,8 @@ class Runtime:
         rank, local_rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
         if chosen.type == "cuda":
             if local_rank >= (present := torch.cuda.device_count()):
-                raise UserError(f"--ranks={world_size}: this job sees {present} GPUs and each rank needs one; give --ranks {present} or ask for more GPUs")
+                here = os.environ.get("LOCAL_WORLD_SIZE", world_size)
+                raise UserError(f"--ranks={here}: this job sees {present} GPUs and each rank needs one; give --ranks {present} or ask for more GPUs")
             chosen = torch.device("cuda", local_rank)
             torch.cuda.set_device(chosen)
             # cuBLAS needs a fixed workspace for bit-equal results; it reads this when its handle is made
@@ -184,8 +177,8 @@ class Runtime:
         else:  # the same for eager code, without the 1.1 s that importing torch.compile takes at the start of every stage
             torch.set_deterministic_debug_mode("warn")
         torch.set_float32_matmul_precision("high" if chosen.type == "cuda" else "highest")
-        if under_torchrun() and not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        if world_size > 1 and not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=COLLECTIVE_MAY_WAIT)
         bf16 = chosen.type == "cuda" and torch.cuda.get_device_capability(chosen) >= (8, 0)
         dtype = torch.bfloat16 if bf16 else torch.float32
         return cls(chosen, dtype, rank, local_rank, world_size, seed, _device_facts(chosen, world_size))
@@ -236,6 +229,8 @@ def _device_facts(device: "torch.device", world_size: int) -> dict[str, Any]:
     import torch
 
     facts: dict[str, Any] = {"device": device.type, "world_size": world_size, "threads": torch.get_num_threads()}
+    if (nodes := int(os.environ.get("GROUP_WORLD_SIZE", "1"))) > 1:
+        facts["nodes"] = nodes
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         facts |= {"device_name": properties.name, "device_memory_bytes": properties.total_memory}

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nanochat import progress
 from nanochat.artifacts import sha256_file
 from nanochat.config import BaseTrainStage, dump, identity, resolve_base_train
 from nanochat.data.rows import TOKENS_FILE, TokenRows
@@ -51,9 +52,10 @@ def main(arguments: list[str]) -> None:
     if work.is_finished():
         return
 
-    with session(work, flags, arguments, seed=section.seed) as current:
+    with session(work, flags, seed=section.seed) as current:
         runtime = current.runtime
         verify_files(current, flags.tokens, TOKENS_FILE)
+        progress.enter("model")
         shape = shape_of(config, reference)
         plan = plan_base_train(resolved, shape, ranks=runtime.world_size, memory_bytes=accelerator_bytes(runtime))
         model = GPT(config, dtype=runtime.dtype, generator=torch.Generator().manual_seed(section.seed)).to(runtime.device)

@@ -5,22 +5,17 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from nanochat.artifacts import Provenance, exclusive, read_json, write_json
 from nanochat.config import Section, dump, parse_section
 from nanochat.errors import UserError
+from nanochat.launch.flags import StageParser as StageParser  # stages name its type
+from nanochat.launch.flags import add_launch_flags, number_above
 from nanochat.runtime import slurm_job_id
 
 SectionType = TypeVar("SectionType", bound=Any)
-
-
-class StageParser(argparse.ArgumentParser):
-    """Flags only, never abbreviated; a wrong one is a UserError (exit 2, one sentence, no usage dump)."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise the problem as a UserError that names the verb and where to read on."""
-        raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
+positive_int, positive_float = number_above(int, 0), number_above(float, 0)
 
 
 def stage_parser(docstring: str | None, name: str) -> StageParser:
@@ -65,7 +60,7 @@ def add_training_flags(parser: StageParser) -> None:
     parser.add_argument("--weights", type=Path, required=True, metavar="OUT", help="model.safetensors to write")
     parser.add_argument("--manifest", type=Path, required=True, metavar="OUT", help="manifest.json to write, last, beside the weights")
     add_machine_flags(parser)
-    parser.add_argument("--ranks", type=positive_int, default=1, help="processes on this machine, one per GPU (default: 1)")
+    add_launch_flags(parser)
     parser.add_argument("--max-seconds", type=positive_float, help="stop with resume state saved and exit code 75 after so much wall time")
 
 
@@ -73,19 +68,3 @@ def add_machine_flags(parser: StageParser) -> None:
     """--device and --threads."""
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: cuda, else mps, else cpu")
     parser.add_argument("--threads", type=positive_int, help="CPU threads per rank (default: torch's choice)")
-
-
-def positive_int(text: str) -> int:
-    """An integer above zero."""
-    value = int(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-def positive_float(text: str) -> float:
-    """A number above zero."""
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value

@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 
-from nanochat import artifacts, kept
+from nanochat import artifacts, kept, progress
 from nanochat.errors import Stopped, UserError
 from nanochat.eval.bpb import TextLoss, text_loss_of
 from nanochat.hardware import peak_flops
+from nanochat.launch.flags import limits_of
 from nanochat.model.gpt import GPT
 from nanochat.model.weights import DESCRIPTION, WEIGHTS, save_weights
 from nanochat.optim.muon_adamw import MuonAdamW
-from nanochat.runtime import Runtime, StopRequest, launch_ranks, log, slurm_job_id
+from nanochat.runtime import Runtime, StopRequest, log, slurm_job_id
 from nanochat.stages.samples import Sampler
 from nanochat.train.loop import Counters, Settings, Trainer, Validation
 from nanochat.train.metrics import Heartbeat
@@ -104,15 +105,17 @@ class Session:
 
 
 @contextlib.contextmanager
-def session(work: Work, flags: Namespace, arguments: Sequence[str], *, seed: int) -> Iterator[Session]:
-    """Start the ranks, lock the folder, open the story of this attempt, and close all of it whatever happens."""
+def session(work: Work, flags: Namespace, *, seed: int) -> Iterator[Session]:
+    """Join the other ranks, lock the folder, open the story of this attempt, and close all of it whatever happens."""
     started = time.monotonic()
-    launch_ranks(flags.ranks, [work.stage, *arguments])
+    progress.watch_alone(limits_of(flags))
+    progress.enter("join")
     stop = StopRequest.install(flags.max_seconds)
     share = max(1, (os.cpu_count() or 1) // flags.ranks) if flags.ranks > 1 else None  # torch would give every rank all cores
     runtime = Runtime.start(seed=seed, device=flags.device, threads=flags.threads or share)
     with contextlib.ExitStack() as closing:
         closing.callback(runtime.stop)
+        progress.enter("data")
         story = None
         if runtime.is_main:
             closing.enter_context(artifacts.exclusive(work.folder, slurm_job_id()))
@@ -151,6 +154,11 @@ def verify_files(current: Session, manifests: Sequence[Path], name: str) -> None
     gigabytes may take longer than a collective may wait.
     """
     runtime, stop, done = current.runtime, current.stop, current.work.folder / FOLDER / f"{name}.verified"
+
+    def going_on() -> None:
+        stop_now(stop)
+        progress.beat()
+
     if runtime.is_main:
         done.unlink(missing_ok=True)
     runtime.barrier()
@@ -161,7 +169,7 @@ def verify_files(current: Session, manifests: Sequence[Path], name: str) -> None
         if size > WORTH_SAYING_GB:
             log(f"{current.work.stage}: comparing {size:.1f} GB of {name} in {len(manifests)} files with their sha256, {workers} at a time")
         with ThreadPoolExecutor(workers) as pool:  # hashing releases Python's lock
-            for _ in pool.map(lambda path: artifacts.verified_file(path, name, lambda: stop_now(stop)), manifests):
+            for _ in pool.map(lambda path: artifacts.verified_file(path, name, going_on), manifests):
                 pass
         if size > WORTH_SAYING_GB:
             log(f"{current.work.stage}: all as their manifests say, {time.monotonic() - started:.1f} s")
@@ -193,7 +201,7 @@ def validation_hook(
     def validate() -> Validation | None:
         total = TextLoss()
         mine = range(runtime.rank, rows, runtime.world_size)
-        for start in range(0, len(mine), batch_rows):
+        for start in progress.each(range(0, len(mine), batch_rows)):
             ids, targets = (to_device(part, runtime) for part in pairs(mine[start : start + batch_rows]))
             total += text_loss_of(model, ids, targets, sizes)
         sums = torch.tensor([total.nats, total.text_bytes, total.tokens], dtype=torch.float64, device="cuda" if runtime.device.type == "cuda" else "cpu")

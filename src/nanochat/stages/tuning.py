@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanochat import progress
 from nanochat.artifacts import read_json, read_manifest, sha256_file, verified_file, write_json
 from nanochat.config import TuneStage, dump, identity
 from nanochat.errors import UserError
@@ -65,12 +66,15 @@ def tune(kind: Tuning, docstring: str | None, arguments: list[str]) -> None:
     if work.is_finished():
         return
 
-    with session(work, flags, arguments, seed=section.seed) as current:
+    with session(work, flags, seed=section.seed) as current:
         runtime = current.runtime
+        progress.enter("model")
         model, _ = load_model(flags.model, runtime.device, runtime.dtype)
         row_tokens = model.config.sequence_len + 1
+        progress.enter("data")
         counts = packed_rows(current, kind, section, flags.data, tokenizer, row_tokens)
         rows, held_out = (PackedRows(work.folder / FOLDER / name, row_tokens) for name in (TRAINING, VALIDATION))
+        progress.enter("model")
         shape = shape_of(model.config, model.config)
         plan = plan_tune(*(kind.stage, settings, parent["training"], shape), rows=len(rows), ranks=runtime.world_size, memory_bytes=accelerator_bytes(runtime))
         optimizer = build_optimizer(model, plan, runtime)
@@ -176,6 +180,7 @@ def make_rows(current: Session, kind: Tuning, section: TuneStage, data: Sequence
 
     def on_batch(done: int) -> None:
         stop_now(current.stop)
+        progress.beat()
         heartbeat.beat("render", step=done)
 
     heartbeat.beat("render")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from nanochat import progress
 from nanochat.errors import Stopped, UserError
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.runtime import Runtime, StopRequest
@@ -122,6 +123,7 @@ class Trainer:
     def run(self) -> Counters:
         """Train to the end of the plan. Raises Stopped, with the state saved, when asked to stop."""
         self._load()
+        progress.enter("first step", batch_tokens=self.plan.batch_tokens)
         start, steps = self.counters.step, self.plan.steps
         self.progress.begin(start)
         self.metrics = MetricsFile(self.folder, start) if self.runtime.is_main else None
@@ -146,6 +148,7 @@ class Trainer:
             if self.metrics is not None:
                 self.metrics.close()
         self._beat("write")
+        progress.enter("write")
         return self.counters
 
     # --- one update and what follows it ------------------------------------------------------------------------------
@@ -160,6 +163,7 @@ class Trainer:
             raise UserError(f"step {step + 1}: {error}; nothing was updated and {kept}; lower the learning rates and start again") from None
         seconds = time.monotonic() - started
         self.counters.add(update, seconds)
+        progress.finished_update(self.counters.step, seconds)
         if update.counted:
             what = f"loss {update.loss:.4f}, lr x{update.lr_multiplier:.3f}, grad norm {update.grad_norm:.3f}"
         else:
@@ -193,13 +197,15 @@ class Trainer:
             if settings.validate_every and step % settings.validate_every == 0:
                 self._validate()
             if settings.sample_every and step % settings.sample_every == 0 and self.runtime.is_main:
-                self.sample(self.progress.say)
+                with progress.pause("sample"):
+                    self.sample(self.progress.say)
             if self.runtime.is_main and time.monotonic() - self.saved_at >= settings.save_every_s:
                 self.save()
 
     def _validate(self) -> None:
         self._beat("validate")
-        validation = self.validate()
+        with progress.pause("validate"):
+            validation = self.validate()
         if validation is None:
             return
         self.counters.add_validation(validation)
@@ -228,7 +234,8 @@ class Trainer:
         if self.saved_step == self.counters.step:
             return
         self._beat("save")
-        self.resume.save(asdict(self.counters), {**model_tensors(self.model), **optimizer_tensors(self.model, self.optimizer)})
+        with progress.pause("save"):
+            self.resume.save(asdict(self.counters), {**model_tensors(self.model), **optimizer_tensors(self.model, self.optimizer)})
         self.saved_at, self.saved_step = time.monotonic(), self.counters.step
         self.on_save()
 

@@ -6,6 +6,7 @@ The library's own writer hides a full disk behind an error of its own; here it s
 import hashlib
 import json
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from nanochat import progress
 from nanochat.artifacts import atomic_path
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write `tensors` to `path`, atomically; returns the sha256. Equal tensors give equal bytes."""
     digest = hashlib.sha256()
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        for piece in (header(tensors), *(tensor_bytes(tensor) for _, tensor in sorted(tensors.items()))):
+        for piece in progress.each(chain([header(tensors)], (tensor_bytes(tensor) for _, tensor in sorted(tensors.items())))):
             file.write(piece)
             digest.update(piece)
     return digest.hexdigest()

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nanochat import progress
 from nanochat.optim.muon_adamw import MuonAdamW, gradient_norm
 from nanochat.runtime import Runtime
 from nanochat.train.scaling import TrainingPlan
@@ -109,14 +110,14 @@ def make_update(model: Model, optimizer: MuonAdamW, plan: TrainingPlan, batches:
     Raises FloatingPointError, with nothing changed, if the loss or a gradient is not finite.
     """
     multiplier = set_rates(optimizer, plan, step)
-    micro_batches = [batches.rows(step, positions) for positions in positions_of(plan, runtime.rank)]
+    micro_batches = [batches.rows(step, positions) for positions in progress.each(positions_of(plan, runtime.rank))]
     local = sum(int((targets >= 0).sum()) for _, targets in micro_batches)
     counted = int(runtime.all_reduce(torch.tensor(local, device=runtime.device)))
     if not counted:
         return Update(0.0, 0.0, 0, multiplier)
     optimizer.zero_grad(set_to_none=True)
     sums = []
-    for ids, targets in micro_batches:
+    for ids, targets in progress.each(micro_batches):
         summed, _ = model.loss(to_device(ids, runtime), to_device(targets, runtime))
         (summed / counted).backward()  # type: ignore[no-untyped-call]
         sums.append(summed.detach())
