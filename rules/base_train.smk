@@ -31,6 +31,7 @@ rule base_train:
     priority: 1
     threads: 64  # all there are: snakemake lowers it to --cores, so that two trainers never share a laptop
     resources:
+        device="auto",
         gpu=0,
         mem_mb=4000,
         nodes=1,
@@ -43,7 +44,7 @@ rule base_train:
             --tokenizer {input.tokenizer:q} \
             --weights {output.weights:q} \
             --manifest {output.manifest:q} \
-            --device "$(device {params.gpus})" \
+            --device "$(device {params.gpus} {resources.device})" \
             --ranks "$(ranks {params.gpus})" \
             --threads "$(threads_per_rank {threads} {params.gpus})" \
             --max-seconds "$(seconds_to_train {resources.runtime})" \

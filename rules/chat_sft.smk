@@ -37,6 +37,7 @@ rule chat_sft:
     priority: 1
     threads: 64  # all there are: snakemake lowers it to --cores
     resources:
+        device="auto",
         gpu=0,
         mem_mb=4000,
         nodes=1,
@@ -50,7 +51,7 @@ rule chat_sft:
             --data {input.data:q} \
             --weights {output.weights:q} \
             --manifest {output.manifest:q} \
-            --device "$(device {params.gpus})" \
+            --device "$(device {params.gpus} {resources.device})" \
             --ranks "$(ranks {params.gpus})" \
             --threads "$(threads_per_rank {threads} {params.gpus})" \
             --max-seconds "$(seconds_to_train {resources.runtime})" \

@@ -29,6 +29,7 @@ rule evaluate_task:
         "../envs/nanochat.yaml"
     threads: 1
     resources:
+        device="auto",
         gpu=0,
         mem_mb=2000,
         runtime=runtime_of("evaluate_task"),
@@ -41,7 +42,7 @@ rule evaluate_task:
             --data {input.data:q} \
             --tokens {input.tokens:q} \
             --score {output.score:q} \
-            --device "$(device {resources.gpu})" \
+            --device "$(device {resources.gpu} {resources.device})" \
             --threads {threads} \
             2>&1 | keep_log {log:q}
         """

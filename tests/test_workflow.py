@@ -155,18 +155,60 @@ def test_a_log_is_complete_when_every_process_of_the_job_is_told_to_stop(tmp_pat
         ("ranks 0", "1"),
         ("ranks 1", "1"),
         ("ranks 8", "8"),
-        ("device 0", "auto"),
-        ("device 1", "cuda"),
-        ("device 8", "cuda"),
+        ("device 0 auto", "auto"),
+        ("device 1 auto", "cuda"),
+        ("device 8 auto", "cuda"),
+        ("device 8 cpu", "cpu"),
         ("threads_per_rank 2 0", "2"),
         ("threads_per_rank 64 8", "8"),
         ("threads_per_rank 4 8", "1"),
         ("seconds_to_train 60", "3420"),
+        ("seconds_to_train 1", "40"),
+        ("in_seconds 0:08", "8"),
+        ("in_seconds 12:34", "754"),
+        ("in_seconds 1:02:03", "3723"),
+        ("in_seconds 2-03:04:05", "183845"),
+        ("in_seconds UNLIMITED", "999999999"),
     ],
 )
 def test_a_rule_turns_its_resources_into_flags(call: str, result: str) -> None:
-    done = subprocess.run(["bash", "-c", f'source "{REPOSITORY}/rules/shell.sh" /bin; {call}'], capture_output=True, text=True, check=True)
+    done = subprocess.run(["bash", "-c", f'source "{REPOSITORY}/rules/shell.sh" /bin; {call}'], capture_output=True, text=True, check=True, env=outside_slurm())
     assert done.stdout.strip() == result
+
+
+@pytest.mark.parametrize(
+    ("answer", "seconds", "warning"),
+    [
+        ("echo 40:00", "2220", ""),  # 40 minutes less 5% of an hour
+        ("echo 1-00:00:00", "3420", ""),  # the rule's own budget is smaller
+        ("echo UNLIMITED", "3420", ""),
+        ("echo 0:20", "1", ""),
+        ("echo INVALID", "3420", "squeue does not say how much time job 7 has left (INVALID)"),
+        ("exit 1", "3420", "squeue does not say how much time job 7 has left (no answer)"),
+    ],
+)
+def test_in_a_job_the_clock_of_slurm_counts_where_it_leaves_less(tmp_path: Path, answer: str, seconds: str, warning: str) -> None:
+    squeue = tmp_path / "squeue"
+    squeue.write_text(f"#!/bin/sh\n{answer}\n", encoding="utf-8")
+    squeue.chmod(0o755)
+    command = f'source "{REPOSITORY}/rules/shell.sh" "{tmp_path}"; seconds_to_train 60'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, env={**outside_slurm(), "SLURM_JOB_ID": "7"})
+    assert done.stdout.strip() == seconds
+    assert warning in done.stderr and bool(warning) == bool(done.stderr)
+
+
+@pytest.mark.parametrize("given", ["", "1"])
+def test_only_fetch_may_use_the_hub_and_only_where_the_user_may(given: str) -> None:
+    command = f'source "{REPOSITORY}/rules/shell.sh" /bin; echo "$HF_HUB_OFFLINE"; HF_HUB_OFFLINE="$hub_offline" bash -c \'echo "$HF_HUB_OFFLINE"\''
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": given})
+    assert done.stdout.splitlines() == ["1", given]
+    rules = {file.stem: file.read_text(encoding="utf-8") for file in (REPOSITORY / "rules").glob("*.smk")}
+    assert [name for name, text in rules.items() if 'HF_HUB_OFFLINE="$hub_offline"' in text] == ["fetch"]
+
+
+def outside_slurm() -> dict[str, str]:
+    """This environment, as it is outside of a SLURM job."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:

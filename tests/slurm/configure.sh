@@ -79,7 +79,8 @@ ReturnToService=2
 SlurmdTimeout=60
 SlurmctldTimeout=30
 FirstJobId=$(first_job)
-MinJobAge=300
+# jobs can be looked at long after their end
+MinJobAge=3600
 KillWait=5
 # a job goes back to the queue only if it asked for that: the profile has to
 JobRequeue=0
@@ -104,7 +105,10 @@ AccountingStoreFlags=job_comment
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=2
 JobAcctGatherParams=OverMemoryKill
-NodeName=a100-[01-02] NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=[$((port + 1))-$((port + 2))] CPUs=128 Sockets=2 CoresPerSocket=64 ThreadsPerCore=1 RealMemory=1000000 Gres=gpu:a100:8 Feature=a100
+NodeName=DEFAULT CPUs=128 Sockets=2 CoresPerSocket=64 ThreadsPerCore=1 RealMemory=1000000 Gres=gpu:a100:8 Feature=a100
+# jobs go to the first node while it has room
+NodeName=a100-01 NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$((port + 1)) Weight=1
+NodeName=a100-02 NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$((port + 2)) Weight=2
 PartitionName=DEFAULT Nodes=a100-[01-02] DefaultTime=00:10:00 DefMemPerCPU=1000 State=UP
 PartitionName=cpu Default=YES MaxTime=1-00:00:00 PriorityTier=2 PreemptMode=OFF
 PartitionName=gpu-a100 MaxTime=12:00:00 PriorityTier=1 PreemptMode=REQUEUE

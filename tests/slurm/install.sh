@@ -16,9 +16,9 @@ for program in "${!packages[@]}"; do
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
 
-refuse() { echo "tests/slurm: $1: ${missing[*]}" >&2; exit 77; }
-[ "$(id -u)" = 0 ] || refuse "the tests on SLURM need to be root and these packages"
-command -v apt-get >/dev/null || refuse "there is no apt-get to install"
+refuse() { echo "tests/slurm: ${missing[*]}: $1; the tests on SLURM are skipped" >&2; exit 77; }
+[ "$(id -u)" = 0 ] || refuse "missing, and only root can install them"
+command -v apt-get >/dev/null || refuse "missing, and there is no apt-get to install them"
 
 # No service is started by the installation: the tests start their own, with their own state.
 policy=/usr/sbin/policy-rc.d
@@ -32,6 +32,6 @@ said=$(mktemp)
 export DEBIAN_FRONTEND=noninteractive
 if ! { apt-get update -qq && apt-get install -qq --yes --no-install-recommends "${missing[@]}"; } >"$said" 2>&1; then
     tail -n 20 "$said" >&2
-    refuse "apt-get could not install"
+    refuse "apt-get could not install them"
 fi
 rm -f "$said"

@@ -1,0 +1,70 @@
+"""Trainings of the miniature's base model on the SLURM of the tests: long enough to disturb them, their bytes compared."""
+
+import contextlib
+import hashlib
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from cluster import Cluster, Driver, edit_profile, for_a_miniature
+from workspace import Workspace
+
+STEPS = 300
+STAGE = "results/tiny/base_train"
+
+
+def prepare(finished: Workspace, folder: Path, steps: int = STEPS) -> Workspace:
+    """The miniature with its tokens made and base training still to do, its state saved every second."""
+    workspace = finished.copy(folder)
+    for file in ("model.safetensors", "manifest.json"):
+        workspace.path(f"{STAGE}/{file}").unlink()
+    training = {"horizon": {"steps": steps, "batch_tokens": 512}, "validate_every": 0, "save_every_s": 1}
+    workspace.configure(lambda experiment: experiment["runs"]["tiny"]["base_train"].update(training))
+    edit_profile(workspace, for_a_miniature)
+    edit_profile(workspace, lambda profile: profile["set-resources"]["base_train"].update(gpu=1))
+    return workspace
+
+
+def train(cluster: Cluster, workspace: Workspace, **resources: Any) -> Driver:
+    """Base training under snakemake, with these resources instead of the profile's."""
+    edit_profile(workspace, lambda profile: profile["set-resources"]["base_train"].update(resources))
+    return cluster.drive(workspace, "base", "--configfile", "config.yaml")
+
+
+def wait_for_saved_state(driver: Driver) -> str:
+    """Wait until the training has saved its state; the number of its job."""
+    resume = driver.workspace.path(f"{STAGE}/resume")
+    driver.wait_until(lambda: any(resume.glob("*.json")), "training has saved its state")
+    return driver.jobs("base_train")[-1]
+
+
+def weights(workspace: Workspace) -> str:
+    """sha256 of the trained weights."""
+    return hashlib.sha256(workspace.path(f"{STAGE}/model.safetensors").read_bytes()).hexdigest()
+
+
+def history(workspace: Workspace) -> str:
+    """What all attempts have logged."""
+    return workspace.path("logs/base_train/tiny.history").read_text(encoding="utf-8")
+
+
+def saved_step(workspace: Workspace) -> int:
+    """The step of the newest saved state; 0 while it is being replaced."""
+    steps = []
+    for slot in workspace.path(f"{STAGE}/resume").glob("*.json"):
+        with contextlib.suppress(FileNotFoundError):
+            steps.append(json.loads(slot.read_text(encoding="utf-8"))["counters"]["step"])
+    return max(steps, default=0)
+
+
+def states(workspace: Workspace) -> list[str]:
+    """How the attempts ended, without those of the finished miniature; one that was killed is still `running`."""
+    attempts = json.loads(workspace.path(f"{STAGE}/provenance.json").read_text(encoding="utf-8"))["attempts"]
+    return [attempt["state"] for attempt in attempts if attempt["job"]]
+
+
+def fastest(workspace: Workspace) -> float:
+    """Steps a second in the fastest tenth of a training's steps."""
+    lines = map(json.loads, workspace.path(f"{STAGE}/metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return statistics.quantiles([line["tokens_per_s"] / 512 for line in lines if "tokens_per_s" in line], n=10)[-1]
