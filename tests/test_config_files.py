@@ -92,7 +92,7 @@ def test_a_profile_holds_no_value_of_an_experiment() -> None:
 def test_the_default_profile_is_neutral() -> None:
     """It lies on top of every other profile, key by key: an executor or a default here would defeat them."""
     content = yaml.safe_load((ROOT / "profiles" / "default" / "profile.yaml").read_text(encoding="utf-8"))
-    assert set(content) == {"rerun-triggers", "rerun-incomplete", "show-failed-logs"}
+    assert set(content) == {"rerun-triggers", "rerun-incomplete", "show-failed-logs", "logger"}
     assert content["rerun-triggers"] == ["mtime", "params", "input"]
 
 
