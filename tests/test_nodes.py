@@ -300,6 +300,7 @@ def test_below_torchrun_a_rank_without_progress_writes_its_stacks(lab, tmp_path)
         said += line
         if "in sleep" in line and "Timeout" in said:
             break
-    process.terminate()
+    for rank in psutil.Process(process.pid).children():
+        rank.kill()
     process.communicate(timeout=60)
     assert "Timeout (0:00:03)!" in said
