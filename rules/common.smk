@@ -16,12 +16,7 @@ from nanochat.artifacts import canonical_json, read_json
 from nanochat.config import STAGE_OF_PHASE
 from nanochat.data.readers_local import listing, local_files
 from nanochat.errors import UserError
-from nanochat.preflight.checks import problems
-from nanochat.preflight.collect import cluster_checks, experiment_checks
-from nanochat.preflight.leftover import wait_for_left_jobs
-from nanochat.preflight.needs import REFERENCES, data_needs
-from nanochat.preflight.requests import request_of
-from nanochat.preflight.slurm import SlurmError
+from nanochat.preflight.needs import REFERENCES, open_needs
 
 PREFLIGHT = "results/preflight.json"
 TRAINING_RULES = ("base_train", "mid_train", "chat_sft")
@@ -191,6 +186,12 @@ def validation_tokens(wildcards, file: str) -> list[str]:
 # --- before the first job ---------------------------------------------------------------------------------------------
 
 
+@cache  # asked several times while the jobs are planned
+def preflight_needs() -> list:
+    """What the preflight looks at. Not what was purged after its last use: fetched again, it would rerun what was made from it."""
+    return open_needs(EXPERIMENT, Path())
+
+
 def train_last() -> None:
     """Let every training job of this call wait until all that this call fetches is there and the preflight has found it good.
 
@@ -203,12 +204,13 @@ def train_last() -> None:
     first = [job for job in planned if job.rule.name in ("fetch_part", "fetch_local", "preflight")]
     if not training or workflow.touch:
         return
-    missing = [file for file in every_fetched(EXPERIMENT.runs) if not Path(file).is_file()]
-    checked = Path(PREFLIGHT).is_file() and not missing
-    if not checked and not any(job.rule.name == "preflight" for job in first):  # a file was asked for by its name
-        refuse(f"{training[0].output[0]} would be trained before its later stages have their data; type this first: snakemake --cores 4 {PREFLIGHT}")
+    fetching = {str(file) for job in first for file in job.output}
+    missing = {need.manifest for need in preflight_needs() if not Path(need.manifest).is_file()} - fetching
+    first_type = f"type this first: snakemake --cores 4 --force {PREFLIGHT}"
+    if missing or (PREFLIGHT not in fetching and not Path(PREFLIGHT).is_file()):  # a file was asked for by its name
+        refuse(f"{training[0].output[0]} would be trained before the data of all stages are there and checked; {first_type}")
     if first and not hasattr(dag, "_n_until_ready"):
-        refuse(f"this version of snakemake cannot let training wait for the data; type this first: snakemake --cores 4 {PREFLIGHT}")
+        refuse(f"this version of snakemake cannot let training wait for the data; {first_type}")
     for before in first:
         for job in training:
             if job not in dag.depending[before]:
@@ -231,6 +233,12 @@ def check_machine() -> None:
     """
     if workflow.local_exec:
         return
+    from nanochat.preflight.checks import problems  # not at the top: every job of a cluster parses this file, one process needs them
+    from nanochat.preflight.collect import cluster_checks, experiment_checks
+    from nanochat.preflight.leftover import wait_for_left_jobs
+    from nanochat.preflight.requests import request_of
+    from nanochat.preflight.slurm import SlurmError
+
     jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
     try:
         if jobs and (left := wait_for_left_jobs(Path.cwd(), tell)):
@@ -242,13 +250,16 @@ def check_machine() -> None:
             workflow.persistence.unlock()
             sys.stdout.flush()
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    except SlurmError:
-        pass  # said below, with the other checks
+        unread = ""
+    except SlurmError as error:
+        unread = f"the queue cannot be read ({error}): jobs of an earlier snakemake may be in it; try again in a minute"
     requests = [request_of(job.rule.name, dict(job.resources.items()), job.threads) for job in jobs]
     found = [*experiment_checks(EXPERIMENT, fetched_later=True), *(cluster_checks(requests) if requests else [])]
     for check in found:
         if check.state in ("problem", "warning"):
             print(f"nanochat: {'error' if check.state == 'problem' else 'warning'}: {check.sentence}", file=sys.stderr)
+    if unread and not problems(found):
+        refuse(unread)
     if problems(found):
         refuse("nothing was submitted; `nanochat preflight --profile slurm` repeats the checks")
 

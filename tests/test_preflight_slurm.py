@@ -45,7 +45,7 @@ class Login:
 
     def snakemake(self, workspace: Workspace, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Type `snakemake --profile slurm`, for the miniature."""
-        return self.run(workspace, str(Path(sys.executable).with_name("snakemake")), "--profile", "slurm", "--configfile", "config.yaml", *arguments)
+        return self.run(workspace, str(Path(sys.executable).with_name("snakemake")), *arguments, "--profile", "slurm", "--configfile", "config.yaml")
 
     def queue(self, workspace: Workspace) -> list[str]:
         """Comments of my jobs in the queue."""
@@ -239,6 +239,23 @@ def test_nothing_is_submitted_when_a_check_finds_a_problem(cluster: Login, works
     assert "nanochat: error: account wrong: is not one of yours (nanochat, root); set slurm_account in the profile\n" in said
     assert cluster.queue(workspace) == []
     assert not list(workspace.path(".snakemake/locks").glob("*"))
+
+
+def test_a_machine_without_slurm_is_told_before_anything_starts(finished: Workspace, tmp_path: Path) -> None:
+    workspace = finished.copy(tmp_path / "workspace")
+    workspace.path("results/tiny/chat_sft/model.safetensors").unlink()
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    for folder in ("/usr/bin", "/bin"):
+        for program in Path(folder).iterdir():
+            if program.name not in ("sbatch", "squeue", "sinfo", "scontrol", "scancel", "sacct", "sacctmgr", "srun") and not (commands / program.name).exists():
+                (commands / program.name).symlink_to(program)
+    command = [Path(sys.executable).with_name("snakemake"), "--profile", "slurm", "--configfile", "config.yaml"]
+    environment = {**workspace.environment(), "PATH": str(commands)}
+    done = subprocess.run(command, cwd=workspace.folder, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0 and "Traceback" not in said, said
+    assert "nanochat: error: slurm: sbatch not found: this machine has no SLURM" in said, said
 
 
 def left_behind(cluster: Login, workspace: Workspace, seconds: int) -> None:

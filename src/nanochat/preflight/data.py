@@ -17,11 +17,6 @@ NAMED = 3  # how many of many are named in a sentence
 FETCH = f"fetch it: snakemake --cores 4 fetch ({OTHER_EXPERIMENT})"
 
 
-def manifest_path(folder: Path, need: Need) -> Path:
-    """Where a part's manifest is."""
-    return folder / need.source / need.part / "manifest.json"
-
-
 def check_data(needs: Sequence[Need], sources: Mapping[str, Source], manifests: Mapping[tuple[str, str], Path], *, fetched_later: bool = False) -> list[Check]:
     """One check per source: each part present, whole by its manifest's sizes, with rows in each split that is needed.
 

@@ -22,7 +22,8 @@ from nanochat.config import Experiment, Section, load
 from nanochat.data.sources import SOURCES
 from nanochat.errors import UserError
 from nanochat.preflight.checks import Check, as_json, problem, problems, summary
-from nanochat.preflight.collect import cluster_checks, data_checks, experiment_checks, installation_checks
+from nanochat.preflight.collect import cluster_checks, experiment_checks, installation_checks
+from nanochat.preflight.data import check_data
 from nanochat.preflight.gpu_job import look_around, run_gpu_job
 from nanochat.preflight.needs import Need
 from nanochat.preflight.requests import Profile, read_profile
@@ -76,7 +77,7 @@ def rule_checks(given: Namespace) -> list[Check]:
     except ValueError:
         raise UserError("--config: needs must be a list of source/part/split") from None
     manifests = {(path.absolute().parts[-3], path.absolute().parts[-2]): path for path in given.sources}
-    return [*data_checks(needs, SOURCES, manifests), *installation_checks()]
+    return [*check_data(needs, SOURCES, manifests), *installation_checks()]
 
 
 def checks_by_hand(given: Namespace) -> list[Check]:
