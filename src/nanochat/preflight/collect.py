@@ -9,7 +9,7 @@ from nanochat.config import Experiment
 from nanochat.preflight import environment
 from nanochat.preflight.checks import Check, ok
 from nanochat.preflight.cluster import check_cluster
-from nanochat.preflight.data import check_data, check_tokens
+from nanochat.preflight.data import FETCH, check_data, check_tokens
 from nanochat.preflight.leftover import check_left_jobs
 from nanochat.preflight.needs import data_needs, open_needs
 from nanochat.preflight.requests import Request
@@ -29,11 +29,11 @@ def installation_checks() -> list[Check]:
     return [*installed, *environment.check_writable(RESULTS)]
 
 
-def experiment_checks(experiment: Experiment, *, fetched_later: bool = False) -> list[Check]:
+def experiment_checks(experiment: Experiment, *, fetched_later: bool = False, fetch: str = FETCH) -> list[Check]:
     """Everything but the cluster: data, tokens, installation, disk. `fetched_later`: this very call will fetch what is missing."""
     needs = open_needs(experiment, Path())
     manifests = {(need.source, need.part): Path(need.manifest) for need in needs}
-    data = check_data(needs, {need.source: experiment.source(need.source) for need in needs}, manifests, fetched_later=fetched_later)
+    data = check_data(needs, {need.source: experiment.source(need.source) for need in needs}, manifests, fetched_later=fetched_later, fetch=fetch)
     if done := sorted({need.source for need in set(data_needs(experiment)) - set(needs)}):
         data.append(ok("data no longer there", f"{', '.join(done)}; all that is made from them is finished"))
     left = environment.missing_bytes(space_needed(experiment), Path())
