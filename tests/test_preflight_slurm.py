@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -166,9 +165,9 @@ def test_a_wrong_setting_is_one_sentence_with_its_cure(cluster: Login, workspace
 def test_all_problems_are_listed(cluster: Login, workspace: Workspace) -> None:
     for name in ("account", "card"):
         edit_profile(workspace, WRONG[name][0])
-    shutil.rmtree(workspace.path("resources/gpt2_ranks"))
+    workspace.path("resources/identity_questions/all/train.jsonl").unlink()
     said = lines(cluster.preflight(workspace), "problem")
-    assert [line.split(":")[0] for line in said] == ["data gpt2_ranks", "jobs base_train", "account wrong"]
+    assert [line.split(":")[0] for line in said] == ["data identity_questions", "jobs base_train", "account wrong"]
 
 
 def test_without_its_database_a_wrong_account_is_found_all_the_same(cluster: Login, workspace: Workspace) -> None:
