@@ -3,16 +3,12 @@
 import json
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 from nanochat import config as experiments
 from nanochat.artifacts import read_json
-from nanochat.preflight.checks import problems
-from nanochat.preflight.collect import cluster_checks, experiment_checks
-from nanochat.preflight.leftover import wait_for_left_jobs
-from nanochat.preflight.needs import data_needs
-from nanochat.preflight.requests import request_of
-from nanochat.preflight.slurm import SlurmError
+from nanochat.preflight.needs import open_needs
 from snakemake_logger_plugin_nanochat import plan_of_run
 
 PREFLIGHT = "results/preflight.json"
@@ -30,6 +26,12 @@ def refuse_the_hopeless() -> None:
         end_with(plan.problems)
 
 
+@cache  # asked several times while the jobs are planned
+def preflight_needs() -> list:
+    """What the preflight looks at. Not what was purged after its last use: fetched again, it would rerun what was made from it."""
+    return open_needs(EXPERIMENT, Path())
+
+
 def train_last() -> None:
     """Let every training job of this call wait until all that this call fetches is there and the preflight has found it good.
 
@@ -42,12 +44,13 @@ def train_last() -> None:
     first = [job for job in planned if job.rule.name in ("fetch_part", "fetch_local", "preflight")]
     if not training or workflow.touch:
         return
-    missing = [file for file in every_fetched(EXPERIMENT.runs) if not Path(file).is_file()]
-    checked = Path(PREFLIGHT).is_file() and not missing
-    if not checked and not any(job.rule.name == "preflight" for job in first):  # a file was asked for by its name
-        end_with([f"{training[0].output[0]} would be trained before its later stages have their data; type this first: snakemake --cores 4 {PREFLIGHT}"])
+    fetching = {str(file) for job in first for file in job.output}
+    missing = {need.manifest for need in preflight_needs() if not Path(need.manifest).is_file()} - fetching
+    first_type = f"type this first: snakemake --cores 4 --force {PREFLIGHT}"
+    if missing or (PREFLIGHT not in fetching and not Path(PREFLIGHT).is_file()):  # a file was asked for by its name
+        end_with([f"{training[0].output[0]} would be trained before the data of all stages are there and checked; {first_type}"])
     if first and not hasattr(dag, "_n_until_ready"):
-        end_with([f"this version of snakemake cannot let training wait for the data; type this first: snakemake --cores 4 {PREFLIGHT}"])
+        end_with([f"this version of snakemake cannot let training wait for the data; {first_type}"])
     for before in first:
         for job in training:
             if job not in dag.depending[before]:
@@ -64,6 +67,12 @@ def check_machine() -> None:
     """
     if workflow.local_exec:
         return
+    from nanochat.preflight.checks import problems  # not at the top: every job of a cluster parses this file, one process needs them
+    from nanochat.preflight.collect import cluster_checks, experiment_checks
+    from nanochat.preflight.leftover import wait_for_left_jobs
+    from nanochat.preflight.requests import request_of
+    from nanochat.preflight.slurm import SlurmError
+
     jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
     try:
         if jobs and (left := wait_for_left_jobs(Path.cwd(), tell)):
@@ -75,13 +84,16 @@ def check_machine() -> None:
             workflow.persistence.unlock()
             sys.stdout.flush()
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    except SlurmError:
-        pass  # said below, with the other checks
+        unread = ""
+    except SlurmError as error:
+        unread = f"the queue cannot be read ({error}): jobs of an earlier snakemake may be in it; try again in a minute"
     requests = [request_of(job.rule.name, dict(job.resources.items()), job.threads) for job in jobs]
     found = [*experiment_checks(EXPERIMENT, fetched_later=True), *(cluster_checks(requests) if requests else [])]
     for check in found:
         if check.state in ("problem", "warning"):
             print(f"nanochat: {'error' if check.state == 'problem' else 'warning'}: {check.sentence}", file=sys.stderr)
+    if unread and not problems(found):
+        end_with([unread])
     if problems(found):
         end_with(["nothing was submitted; `nanochat preflight --profile slurm` repeats the checks"])
 

@@ -37,8 +37,13 @@ class Cluster:
         return done.stdout + done.stderr
 
     def job(self, number: str) -> dict[str, str]:
-        """What `scontrol show job` says, key by key."""
-        return dict(re.findall(r"(\w[\w:/]*)=(\S*)", self.run("scontrol", "--oneliner", "show", "job", number)))
+        """What `scontrol show job` says, key by key; a controller that is busy is asked again."""
+        for _ in range(5):
+            said = dict(re.findall(r"(\w[\w:/]*)=(\S*)", self.run("scontrol", "--oneliner", "show", "job", number, check=False)))
+            if "JobState" in said:
+                return said
+            time.sleep(2)
+        raise AssertionError(self.run("scontrol", "show", "job", number, check=False))
 
     def state(self, number: str) -> str:
         """PENDING, RUNNING, COMPLETED, ..."""

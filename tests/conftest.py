@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cluster import CANNOT, SCRIPTS, Cluster, Driver, edit_profile
 from filelock import FileLock
-from trainings import fastest, prepare, train
+from trainings import prepare, speed, train
 from workspace import REPOSITORY, Workspace
 
 
@@ -89,19 +89,21 @@ def limited(
     """A training in jobs of one minute, and the same one in one go; in the background, since most of its four minutes are waiting.
 
     A slow start takes 15 seconds of each job, and 20 are kept to end in order, so that none trains for more than 19; the
-    training takes the fastest machine at least 60.
+    whole training takes 60 or more.
     """
     folder = tmp_path_factory.mktemp("limited")
-    steps = round(60 * fastest(undisturbed))
+    steps = round(60 * speed(undisturbed))
     workspace, uninterrupted = (prepare(finished, folder / name, steps) for name in ("limits", "uninterrupted"))
     settings = {"precommand": "sleep 15", "retries": 20, "slurm-init-seconds-before-status-checks": 7}
     edit_profile(workspace, lambda profile: profile.update(settings))
 
-    def run() -> tuple[Driver, Workspace]:
-        driver = train(cluster, workspace, runtime=1, slurm_extra="'--exclude=a100-01'")  # a node that other tests switch off
+    driver = train(cluster, workspace, runtime=1, slurm_extra="'--exclude=a100-01'")  # a node that other tests switch off
+
+    def rest() -> tuple[Driver, Workspace]:
         uninterrupted.build("base")
         driver.wait(1500)
         return driver, uninterrupted
 
     with ThreadPoolExecutor(1) as thread:
-        yield thread.submit(run)
+        yield thread.submit(rest)
+        driver.process.kill()  # where no test waits for it

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -157,6 +158,8 @@ def test_too_little_space_is_a_problem(tmp_path: Path) -> None:
     assert environment.check_space({"models": 1000}, tmp_path / "not" / "there").state == "ok"
     check = environment.check_space({"models": 1 << 60}, tmp_path)
     assert check.state == "problem" and check.cure.startswith("free ")
+    free = shutil.disk_usage(tmp_path).free
+    assert environment.check_space({"models": int(free * 1.1)}, tmp_path).state == "warning", "the estimate is on the safe side"
 
 
 # --- installation ---------------------------------------------------------------------------------------------------------
@@ -217,7 +220,7 @@ def test_quotas_are_read_in_both_formats() -> None:
     assert environment.quota_rows("Disk quotas for user root (uid 0): none\n") == []
 
 
-@pytest.mark.parametrize(("need", "state"), [(10**9, "ok"), (10**12, "problem")])
+@pytest.mark.parametrize(("need", "state"), [(10**9, "ok"), (110 * 10**9, "warning"), (10**12, "problem")])
 def test_a_quota_is_compared_with_the_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, need: int, state: str) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert environment.check_quota({"models": need}, tmp_path, "ann").state == "not checked"

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -45,7 +44,7 @@ class Login:
 
     def snakemake(self, workspace: Workspace, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Type `snakemake --profile slurm`, for the miniature."""
-        return self.run(workspace, str(Path(sys.executable).with_name("snakemake")), "--profile", "slurm", "--configfile", "config.yaml", *arguments)
+        return self.run(workspace, str(Path(sys.executable).with_name("snakemake")), *arguments, "--profile", "slurm", "--configfile", "config.yaml")
 
     def queue(self, workspace: Workspace) -> list[str]:
         """Comments of my jobs in the queue."""
@@ -166,9 +165,9 @@ def test_a_wrong_setting_is_one_sentence_with_its_cure(cluster: Login, workspace
 def test_all_problems_are_listed(cluster: Login, workspace: Workspace) -> None:
     for name in ("account", "card"):
         edit_profile(workspace, WRONG[name][0])
-    shutil.rmtree(workspace.path("resources/gpt2_ranks"))
+    workspace.path("resources/identity_questions/all/train.jsonl").unlink()
     said = lines(cluster.preflight(workspace), "problem")
-    assert [line.split(":")[0] for line in said] == ["data gpt2_ranks", "jobs base_train", "account wrong"]
+    assert [line.split(":")[0] for line in said] == ["data identity_questions", "jobs base_train", "account wrong"]
 
 
 def test_without_its_database_a_wrong_account_is_found_all_the_same(cluster: Login, workspace: Workspace) -> None:
@@ -239,6 +238,23 @@ def test_nothing_is_submitted_when_a_check_finds_a_problem(cluster: Login, works
     assert "nanochat: error: account wrong: is not one of yours (nanochat, root); set slurm_account in the profile\n" in said
     assert cluster.queue(workspace) == []
     assert not list(workspace.path(".snakemake/locks").glob("*"))
+
+
+def test_a_machine_without_slurm_is_told_before_anything_starts(finished: Workspace, tmp_path: Path) -> None:
+    workspace = finished.copy(tmp_path / "workspace")
+    workspace.path("results/tiny/chat_sft/model.safetensors").unlink()
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    for folder in ("/usr/bin", "/bin"):
+        for program in Path(folder).iterdir():
+            if program.name not in ("sbatch", "squeue", "sinfo", "scontrol", "scancel", "sacct", "sacctmgr", "srun") and not (commands / program.name).exists():
+                (commands / program.name).symlink_to(program)
+    command = [Path(sys.executable).with_name("snakemake"), "--profile", "slurm", "--configfile", "config.yaml"]
+    environment = {**workspace.environment(), "PATH": str(commands)}
+    done = subprocess.run(command, cwd=workspace.folder, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0 and "Traceback" not in said, said
+    assert "nanochat: error: slurm: sbatch not found: this machine has no SLURM" in said, said
 
 
 def left_behind(cluster: Login, workspace: Workspace, seconds: int) -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workspace import Workspace
+from workspace import REPOSITORY, Workspace
+
+from nanochat import config
+from nanochat.preflight.needs import data_needs
 
 pytestmark = pytest.mark.workflow
 
@@ -112,11 +115,23 @@ def test_a_file_asked_for_by_name_is_refused_until_the_data_are_checked(workspac
     weights = workspace.path("results/tiny/chat_sft/model.safetensors")
     weights.unlink()
     said = workspace.fails("results/tiny/chat_sft/model.safetensors")
-    sentence = re.search(r"^nanochat: error: .* type this first: snakemake --cores 4 (\S+)$", said, flags=re.MULTILINE)
+    sentence = re.search(r"^nanochat: error: .* type this first: snakemake --cores 4 (--force \S+)$", said, flags=re.MULTILINE)
     assert sentence and "Traceback" not in said and "rule chat_sft:" not in said
-    workspace.build(sentence[1])
+    workspace.build(*sentence[1].split())
     workspace.build("results/tiny/chat_sft/model.safetensors")
     assert weights.exists()
+
+
+def test_a_snakemake_that_cannot_let_jobs_wait_is_refused(workspace: Workspace) -> None:
+    workspace.replace("rules/start.smk", 'hasattr(dag, "_n_until_ready")', 'hasattr(dag, "_under_another_name")')
+    tune_on_more(workspace)
+    said = workspace.fails()
+    assert re.search(
+        r"^nanochat: error: this version of snakemake cannot let training wait .*: snakemake --cores 4 --force results/preflight.json$",
+        said,
+        flags=re.MULTILINE,
+    )
+    assert "rule fetch_part:" not in said and "Traceback" not in said
 
 
 # --- the file is lost, or a check fails ----------------------------------------------------------------------------------
@@ -150,6 +165,28 @@ def test_a_lost_preflight_stops_no_change_from_being_noticed(workspace: Workspac
     workspace.path(FILE).unlink()
     workspace.configure(lambda content: content["runs"]["tiny"].update(seed=1))
     assert workspace.plan() >= {"preflight", "base_train tiny", "mid_train tiny", "chat_sft tiny"}
+
+
+def test_data_purged_after_their_last_use_are_not_missed(workspace: Workspace) -> None:
+    """Text is not fetched again for a new task: what was made from it would be made again."""
+    for source in ("wikipedia_summaries", "gpt2_ranks"):
+        shutil.rmtree(workspace.path(f"resources/{source}"))
+    assert workspace.plan() <= {"preflight"}
+    add_task(workspace)
+    assert workspace.plan("evaluate") == NEW_TASK - {"report"}  # the report names every source and asks for all of them
+    told = workspace.nanochat("preflight").stdout
+    assert re.search(r"^ok +data no longer there: gpt2_ranks, wikipedia_summaries; all that is made from them is finished$", told, flags=re.MULTILINE), told
+    workspace.configure(lambda content: content["runs"]["tiny"]["base_train"].update(depth=2))
+    assert workspace.plan("base") == {"fetch arc_easy all", "preflight", "base_train tiny"}
+    shutil.rmtree(workspace.path("results/tokens"))
+    assert "fetch wikipedia_summaries all" in workspace.plan("base")
+
+
+@pytest.mark.parametrize("experiment", ["tiny.yaml", *sorted(path.name for path in REPOSITORY.glob("configs/*.yaml"))])
+def test_the_preflight_knows_all_that_is_fetched(empty_workspace: Workspace, experiment: str) -> None:
+    file = REPOSITORY / ("tests" if experiment == "tiny.yaml" else "configs") / experiment
+    needs = {f"fetch {need.source} {need.part}" for need in data_needs(config.load(file))}
+    assert empty_workspace.plan("fetch", "--configfile", str(file)) == needs
 
 
 # --- other times, other places -------------------------------------------------------------------------------------------

@@ -1,17 +1,22 @@
 # Sourced by start.sh: the configuration files of the cluster, its commands, its database and its accounts. Needs $folder and $port.
 
+# put FILE: standard input becomes the file at once, so that a program that reads it meanwhile sees the old or the new one.
+put() { cat >"$1.new" && mv "$1.new" "$1"; }
+
+put_program() { cat >"$1.new" && chmod +x "$1.new" && mv "$1.new" "$1"; }
+
 write_configuration() {
     local index
     for index in 0 1 2 3 4 5 6 7; do # SLURM counts devices and sets CUDA_VISIBLE_DEVICES; nobody opens these, which are further /dev/null
         [ -c "$folder/gpus/nvidia$index" ] || mknod "$folder/gpus/nvidia$index" c 1 3
     done
     [ -s "$folder/etc/munge.key" ] || (umask 077 && head -c 1024 /dev/urandom >"$folder/etc/munge.key")
-    write_slurm_conf >"$folder/etc/slurm.conf"
-    cat >"$folder/etc/gres.conf" <<END
+    write_slurm_conf | put "$folder/etc/slurm.conf"
+    put "$folder/etc/gres.conf" <<END
 AutoDetect=off
 NodeName=a100-[01-02] Name=gpu Type=a100 File=$folder/gpus/nvidia[0-7]
 END
-    cat >"$folder/etc/cgroup.conf" <<END
+    put "$folder/etc/cgroup.conf" <<END
 CgroupPlugin=cgroup/v1
 CgroupAutomount=no
 CgroupMountpoint=/sys/fs/cgroup
@@ -19,7 +24,7 @@ ConstrainCores=no
 ConstrainDevices=no
 ConstrainRAMSpace=no
 END
-    (umask 077 && cat >"$folder/etc/slurmdbd.conf") <<END
+    (umask 077 && put "$folder/etc/slurmdbd.conf") <<END
 AuthType=auth/munge
 AuthInfo=socket=$folder/run/munge.sock
 DbdHost=$(hostname -s)
@@ -120,7 +125,7 @@ END
 write_commands() {
     local command
     for command in srun salloc sbatch squeue scancel scontrol sinfo sacct sacctmgr sshare sprio sstat; do
-        cat >"$folder/bin/$command" <<END
+        put_program "$folder/bin/$command" <<END
 #!/bin/sh
 export SLURM_CONF=$folder/etc/slurm.conf
 network=$folder/run/network
@@ -130,13 +135,12 @@ fi
 exec /usr/bin/$command "\$@"
 END
     done
-    cat >"$folder/bin/record-mail" <<END
+    put_program "$folder/bin/record-mail" <<END
 #!/bin/sh
 # The cluster's mail program: every message goes to a file, one line of arguments each.
 flock $folder/log/mail.lock sh -c 'echo "\$*" >>$folder/log/mail.log' mail "\$@"
 END
-    chmod +x "$folder"/bin/*
-    cat >"$folder/env.sh" <<END
+    put "$folder/env.sh" <<END
 export SLURM_CONF=$folder/etc/slurm.conf
 case ":\$PATH:" in *":$folder/bin:"*) ;; *) export PATH=$folder/bin:\$PATH ;; esac
 END

@@ -49,11 +49,7 @@ start_database
 is_alive slurmdbd || start slurmdbd
 wait_for 30 "slurmdbd answers" timeout 5 "$folder/bin/sacctmgr" --noheader list cluster
 register_account
-if is_alive slurmctld; then
-    "$folder/bin/scontrol" reconfigure
-else
-    start slurmctld
-fi
+is_alive slurmctld || start slurmctld
 wait_for 30 "slurmctld answers" "$folder/bin/scontrol" ping
 register_limits
 for node in a100-01 a100-02; do

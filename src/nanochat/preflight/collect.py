@@ -2,22 +2,20 @@
 
 import os
 import pwd
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from nanochat.config import Experiment
-from nanochat.data.sources import Source
 from nanochat.preflight import environment
-from nanochat.preflight.checks import Check
+from nanochat.preflight.checks import Check, ok
 from nanochat.preflight.cluster import check_cluster
-from nanochat.preflight.data import check_data, check_tokens, manifest_path
+from nanochat.preflight.data import FETCH, check_data, check_tokens
 from nanochat.preflight.leftover import check_left_jobs
-from nanochat.preflight.needs import Need, data_needs
+from nanochat.preflight.needs import data_needs, open_needs
 from nanochat.preflight.requests import Request
 from nanochat.preflight.sizes import space_needed
 
 RESULTS = Path("results")
-RESOURCES = Path("resources")
 
 
 def user_name() -> str:
@@ -31,18 +29,13 @@ def installation_checks() -> list[Check]:
     return [*installed, *environment.check_writable(RESULTS)]
 
 
-def data_checks(
-    needs: Sequence[Need], sources: Mapping[str, Source], manifests: Mapping[tuple[str, str], Path] | None = None, *, fetched_later: bool = False
-) -> list[Check]:
-    """Fetched data; by default where the workflow puts them."""
-    found = manifests if manifests is not None else {(need.source, need.part): manifest_path(RESOURCES, need) for need in needs}
-    return check_data(needs, sources, found, fetched_later=fetched_later)
-
-
-def experiment_checks(experiment: Experiment, *, fetched_later: bool = False) -> list[Check]:
+def experiment_checks(experiment: Experiment, *, fetched_later: bool = False, fetch: str = FETCH) -> list[Check]:
     """Everything but the cluster: data, tokens, installation, disk. `fetched_later`: this very call will fetch what is missing."""
-    needs = data_needs(experiment)
-    data = data_checks(needs, {need.source: experiment.source(need.source) for need in needs}, fetched_later=fetched_later)
+    needs = open_needs(experiment, Path())
+    manifests = {(need.source, need.part): Path(need.manifest) for need in needs}
+    data = check_data(needs, {need.source: experiment.source(need.source) for need in needs}, manifests, fetched_later=fetched_later, fetch=fetch)
+    if done := sorted({need.source for need in set(data_needs(experiment)) - set(needs)}):
+        data.append(ok("data no longer there", f"{', '.join(done)}; all that is made from them is finished"))
     left = environment.missing_bytes(space_needed(experiment), Path())
     disk = [environment.check_space(left, RESULTS), environment.check_quota(left, RESULTS, user_name())]
     return [*data, *check_tokens(experiment, RESULTS), *installation_checks(), *disk]

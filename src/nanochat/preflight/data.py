@@ -17,23 +17,21 @@ NAMED = 3  # how many of many are named in a sentence
 FETCH = f"fetch it: snakemake --cores 4 fetch ({OTHER_EXPERIMENT})"
 
 
-def manifest_path(folder: Path, need: Need) -> Path:
-    """Where a part's manifest is."""
-    return folder / need.source / need.part / "manifest.json"
-
-
-def check_data(needs: Sequence[Need], sources: Mapping[str, Source], manifests: Mapping[tuple[str, str], Path], *, fetched_later: bool = False) -> list[Check]:
+def check_data(
+    needs: Sequence[Need], sources: Mapping[str, Source], manifests: Mapping[tuple[str, str], Path], *, fetched_later: bool = False, fetch: str = FETCH
+) -> list[Check]:
     """One check per source: each part present, whole by its manifest's sizes, with rows in each split that is needed.
 
     `manifests`: (source, part) -> file. `fetched_later`: what is missing will be fetched in this very call and is no problem.
+    `fetch`: how to fetch, with the command.
     """
     by_source: dict[str, list[Need]] = defaultdict(list)
     for need in needs:
         by_source[need.source].append(need)
-    return [_check_source(name, wanted, sources.get(name), manifests, fetched_later) for name, wanted in by_source.items()]
+    return [_check_source(name, wanted, sources.get(name), manifests, fetched_later, fetch) for name, wanted in by_source.items()]
 
 
-def _check_source(name: str, wanted: list[Need], source: Source | None, manifests: Mapping[tuple[str, str], Path], fetched_later: bool) -> Check:
+def _check_source(name: str, wanted: list[Need], source: Source | None, manifests: Mapping[tuple[str, str], Path], fetched_later: bool, fetch: str) -> Check:
     title, rows = f"data {name}", defaultdict[str, int](int)
     parts: dict[str, list[str]] = defaultdict(list)
     for need in wanted:
@@ -53,10 +51,10 @@ def _check_source(name: str, wanted: list[Need], source: Source | None, manifest
         except (KeyError, TypeError, AttributeError) as error:
             faults.append(f"{manifests[name, part]}: not a manifest of stage fetch ({error!r})")
     if faults:
-        return problem(title, "; ".join(faults[:NAMED]) + _more(faults), f"delete the folder of the part in resources/{name}/ and {FETCH}")
+        return problem(title, "; ".join(faults[:NAMED]) + _more(faults), f"delete the folder of the part in resources/{name}/ and {fetch}")
     if missing:
         which = "not fetched" if list(parts) == ["all"] else f"{len(missing)} of {len(parts)} parts not fetched ({', '.join(missing[:NAMED])}{_more(missing)})"
-        return not_checked(title, f"{which} yet, fetched before anything trains") if fetched_later else problem(title, which, FETCH)
+        return not_checked(title, f"{which} yet, fetched before anything trains") if fetched_later else problem(title, which, fetch)
     shown = ", ".join(f"{count:,} rows {split}" for split, count in rows.items())
     return ok(title, shown if len(parts) == 1 else f"{len(parts)} parts, {shown}")
 

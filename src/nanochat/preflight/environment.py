@@ -21,6 +21,7 @@ from nanochat.preflight.sizes import Space
 CLOCK_WARNING_S = 5.0
 CLOCK_PROBLEM_S = 60.0
 QUOTA_SECONDS = 5.0
+ESTIMATE_SURE = 0.8  # the estimate of what is to be written is on the safe side; so much of it is certain
 INSTALL = "run: make .venv/installed"
 LOCK = Path("envs/lock.txt")
 
@@ -138,8 +139,9 @@ def check_space(left: dict[str, int], folder: Path) -> Check:
     """What is still to be written against the free space of the file system."""
     need, free = sum(left.values()), shutil.disk_usage(existing(folder)).free
     detail = f"{gigabytes(need)} to be written, {gigabytes(free)} free{_shares(left)}"
+    cure = f"free {gigabytes(need - free)}, or run in a folder on a larger file system"
     if need > free:
-        return problem("disk", detail, f"free {gigabytes(need - free)}, or run in a folder on a larger file system")
+        return problem("disk", detail, cure) if need * ESTIMATE_SURE > free else warning("disk", f"may not suffice: {detail}", cure)
     return ok("disk", detail)
 
 
@@ -169,7 +171,8 @@ def check_quota(left: dict[str, int], folder: Path, user: str) -> Check:
         _, used, limit = row
         detail = f"{gigabytes(need)} to be written, {gigabytes(used)} used of {gigabytes(limit)} ({command[0]})"
         if used + need > limit:
-            return problem("quota", detail, f"free {gigabytes(used + need - limit)}, or ask for more")
+            cure = f"free {gigabytes(used + need - limit)}, or ask for more"
+            return problem("quota", detail, cure) if used + need * ESTIMATE_SURE > limit else warning("quota", f"may not suffice: {detail}", cure)
         return ok("quota", detail)
     if told:
         return not_checked("quota", f"{' and '.join(told)} names no limit of yours for this file system")

@@ -1,9 +1,11 @@
 """Which split of which fetched part the stages of an experiment will read. Light: the Snakefile asks too."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from nanochat.config import STAGE_OF_PHASE, Experiment, Run, corpus_chunks, task_sources
+from nanochat.config import STAGE_OF_PHASE, Experiment, Run, corpus_chunks, evaluated, task_sources
 from nanochat.tasks import TASKS
 
 REFERENCES = ("gpt2_ranks", "cl100k_ranks")  # the tokenizers that ours is measured against
@@ -29,22 +31,44 @@ class Need:
         source, part, split = text.split("/")
         return cls(source, part, split)
 
+    @property
+    def manifest(self) -> str:
+        """Where the workflow puts the part."""
+        return f"resources/{self.source}/{self.part}/manifest.json"
+
+
+def data_uses(experiment: Experiment) -> dict[Need, set[str]]:
+    """Everything that any stage of any run reads from resources/, with the files below results/ that are made from it."""
+    uses: defaultdict[Need, set[str]] = defaultdict(set)
+    for name, run in experiment.runs.items():
+        tokenizer = f"results/tokenizers/{run.tokenizer}/manifest.json"
+        for source in REFERENCES:
+            uses[Need(source, "all", RANKS)].add(tokenizer)
+        for chunk in corpus_chunks(experiment, experiment.tokenizers[run.tokenizer].corpus):
+            uses[Need(chunk.source, chunk.part, chunk.split)].add(tokenizer)
+        for chunk in corpus_chunks(experiment, run.corpus):
+            uses[Need(chunk.source, chunk.part, chunk.split)].add(f"results/tokens/{run.corpus}.{run.tokenizer}/{chunk.name}/manifest.json")
+        for task, split, wanted, made in _tasks(name, run):
+            for found in task_sources(task, split, wanted):
+                uses[Need(found, "all", TASKS[task].source_splits.get(split, split))].add(made)
+    return dict(sorted(uses.items()))
+
+
+def _tasks(name: str, run: Run) -> Iterator[tuple[str, str, str | None, str]]:
+    """(task, split, source) of every mixture and evaluation of a run, and what is made from it."""
+    for phase in run.phases[1:]:
+        tune = getattr(run, STAGE_OF_PHASE[phase])
+        made = f"results/{name}/{STAGE_OF_PHASE[phase]}/manifest.json"
+        yield from ((item.task, item.split, item.source, made) for item in [*tune.mixture, *tune.validation])
+    for phase, task in evaluated(run):
+        yield task, run.evaluate[task].split, run.evaluate[task].source, f"results/{name}/scores/{phase}/{task}.json"
+
 
 def data_needs(experiment: Experiment) -> list[Need]:
     """Everything that any stage of any run reads from resources/, sorted."""
-    needs = {Need(source, "all", RANKS) for source in REFERENCES}
-    for run in experiment.runs.values():
-        for corpus in (run.corpus, experiment.tokenizers[run.tokenizer].corpus):
-            needs |= {Need(chunk.source, chunk.part, chunk.split) for chunk in corpus_chunks(experiment, corpus)}
-        needs |= {
-            Need(name, "all", TASKS[task].source_splits.get(split, split)) for task, split, source in _tasks(run) for name in task_sources(task, split, source)
-        }
-    return sorted(needs)
+    return list(data_uses(experiment))
 
 
-def _tasks(run: Run) -> Iterator[tuple[str, str, str | None]]:
-    """(task, split, source) of every mixture and evaluation of a run."""
-    for phase in run.phases[1:]:
-        tune = getattr(run, STAGE_OF_PHASE[phase])
-        yield from ((item.task, item.split, item.source) for item in [*tune.mixture, *tune.validation])
-    yield from ((task, settings.split, settings.source) for task, settings in run.evaluate.items())
+def open_needs(experiment: Experiment, folder: Path) -> list[Need]:
+    """Needs that are fetched, or that something unfinished in `folder` will read. What was deleted after its last use is not missed."""
+    return [need for need, made in data_uses(experiment).items() if (folder / need.manifest).is_file() or not all((folder / file).is_file() for file in made)]

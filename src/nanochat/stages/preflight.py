@@ -18,11 +18,12 @@ from argparse import Namespace
 from pathlib import Path
 
 from nanochat.artifacts import write_json
-from nanochat.config import Experiment, Section, load
+from nanochat.config import Section, load
 from nanochat.data.sources import SOURCES
 from nanochat.errors import UserError
 from nanochat.preflight.checks import Check, as_json, problem, problems, summary
-from nanochat.preflight.collect import cluster_checks, data_checks, experiment_checks, installation_checks
+from nanochat.preflight.collect import cluster_checks, experiment_checks, installation_checks
+from nanochat.preflight.data import check_data
 from nanochat.preflight.gpu_job import look_around, run_gpu_job
 from nanochat.preflight.needs import Need
 from nanochat.preflight.requests import Profile, read_profile
@@ -76,7 +77,7 @@ def rule_checks(given: Namespace) -> list[Check]:
     except ValueError:
         raise UserError("--config: needs must be a list of source/part/split") from None
     manifests = {(path.absolute().parts[-3], path.absolute().parts[-2]): path for path in given.sources}
-    return [*data_checks(needs, SOURCES, manifests), *installation_checks()]
+    return [*check_data(needs, SOURCES, manifests), *installation_checks()]
 
 
 def checks_by_hand(given: Namespace) -> list[Check]:
@@ -85,17 +86,14 @@ def checks_by_hand(given: Namespace) -> list[Check]:
     on_slurm = profile is not None and profile.executor == "slurm"
     if given.gpu_job and not on_slurm:
         raise UserError("preflight: --gpu-job needs a cluster; give --profile slurm")
-    checks = experiment_checks(read_experiment(given.configfile, profile))
+    file = given.configfile or (profile and profile.experiment) or DEFAULT_EXPERIMENT
+    which = "" if file == DEFAULT_EXPERIMENT else f" --configfile {file}"
+    checks = experiment_checks(load(file), fetch=f"fetch it: snakemake --cores 4 fetch{which}")
     if profile is not None and on_slurm:
         checks += cluster_checks(profile.requests())
         if given.gpu_job:
             checks += gpu_job_checks(profile, checks, given.gpu_job_wait)
     return checks
-
-
-def read_experiment(given: Path | None, profile: Profile | None) -> Experiment:
-    """The experiment asked for, else the one of the profile, else the default."""
-    return load(given or (profile and profile.experiment) or DEFAULT_EXPERIMENT)
 
 
 def gpu_job_checks(profile: Profile, before: list[Check], wait_seconds: float) -> list[Check]:
