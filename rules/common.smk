@@ -16,7 +16,7 @@ from nanochat.artifacts import canonical_json, read_json
 from nanochat.config import STAGE_OF_PHASE
 from nanochat.data.readers_local import listing, local_files
 from nanochat.errors import UserError
-from nanochat.preflight.needs import REFERENCES, open_needs
+from nanochat.preflight.needs import REFERENCES, data_needs, open_needs
 
 PREFLIGHT = "results/preflight.json"
 TRAINING_RULES = ("base_train", "mid_train", "chat_sft")
@@ -188,8 +188,12 @@ def validation_tokens(wildcards, file: str) -> list[str]:
 
 @cache  # asked several times while the jobs are planned
 def preflight_needs() -> list:
-    """What the preflight looks at. Not what was purged after its last use: fetched again, it would rerun what was made from it."""
-    return open_needs(EXPERIMENT, Path())
+    """What the preflight looks at. Not what was purged after its last use: fetched again, it would rerun what was made from it.
+
+    While nothing is to be fetched it is everything, as at the first time: a purge alone makes no check again.
+    """
+    needs = open_needs(EXPERIMENT, Path())
+    return needs if any(not Path(need.manifest).is_file() for need in needs) else data_needs(EXPERIMENT)
 
 
 def train_last() -> None:
@@ -205,7 +209,7 @@ def train_last() -> None:
     if not training or workflow.touch:
         return
     fetching = {str(file) for job in first for file in job.output}
-    missing = {need.manifest for need in preflight_needs() if not Path(need.manifest).is_file()} - fetching
+    missing = {need.manifest for need in open_needs(EXPERIMENT, Path()) if not Path(need.manifest).is_file()} - fetching
     first_type = f"type this first: snakemake --cores 4 --force {PREFLIGHT}"
     if missing or (PREFLIGHT not in fetching and not Path(PREFLIGHT).is_file()):  # a file was asked for by its name
         refuse(f"{training[0].output[0]} would be trained before the data of all stages are there and checked; {first_type}")
