@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nanochat import config as experiments
 from nanochat.artifacts import read_json
-from nanochat.preflight.needs import open_needs
+from nanochat.preflight.needs import data_needs, open_needs
 from snakemake_logger_plugin_nanochat import plan_of_run
 
 PREFLIGHT = "results/preflight.json"
@@ -28,8 +28,12 @@ def refuse_the_hopeless() -> None:
 
 @cache  # asked several times while the jobs are planned
 def preflight_needs() -> list:
-    """What the preflight looks at. Not what was purged after its last use: fetched again, it would rerun what was made from it."""
-    return open_needs(EXPERIMENT, Path())
+    """What the preflight looks at. Not what was purged after its last use: fetched again, it would rerun what was made from it.
+
+    While nothing is to be fetched it is everything, as at the first time: a purge alone makes no check again.
+    """
+    needs = open_needs(EXPERIMENT, Path())
+    return needs if any(not Path(need.manifest).is_file() for need in needs) else data_needs(EXPERIMENT)
 
 
 def train_last() -> None:
@@ -45,7 +49,7 @@ def train_last() -> None:
     if not training or workflow.touch:
         return
     fetching = {str(file) for job in first for file in job.output}
-    missing = {need.manifest for need in preflight_needs() if not Path(need.manifest).is_file()} - fetching
+    missing = {need.manifest for need in open_needs(EXPERIMENT, Path()) if not Path(need.manifest).is_file()} - fetching
     first_type = f"type this first: snakemake --cores 4 --force {PREFLIGHT}"
     if missing or (PREFLIGHT not in fetching and not Path(PREFLIGHT).is_file()):  # a file was asked for by its name
         end_with([f"{training[0].output[0]} would be trained before the data of all stages are there and checked; {first_type}"])

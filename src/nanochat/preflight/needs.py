@@ -70,5 +70,12 @@ def data_needs(experiment: Experiment) -> list[Need]:
 
 
 def open_needs(experiment: Experiment, folder: Path) -> list[Need]:
-    """Needs that are fetched, or that something unfinished in `folder` will read. What was deleted after its last use is not missed."""
-    return [need for need, made in data_uses(experiment).items() if (folder / need.manifest).is_file() or not all((folder / file).is_file() for file in made)]
+    """Needs that are fetched, or that something unfinished in `folder` will read. What was deleted after its last use is not missed.
+
+    A vocabulary or tokens that are gone count as finished too while every model and score of the experiment is there.
+    """
+    uses = data_uses(experiment)
+    finals = {f"results/{name}/{STAGE_OF_PHASE[phase]}/manifest.json" for name, run in experiment.runs.items() for phase in run.phases}
+    finals |= {f"results/{name}/scores/{phase}/{task}.json" for name, run in experiment.runs.items() for phase, task in evaluated(run)}
+    finished = all((folder / file).is_file() for file in finals)
+    return [need for need, made in uses.items() if (folder / need.manifest).is_file() or not (finished or all((folder / file).is_file() for file in made))]
