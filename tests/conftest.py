@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cluster import CANNOT, SCRIPTS, Cluster, Driver, edit_profile
 from filelock import FileLock
-from trainings import prepare, speed, train
+from trainings import prepare, speed, train, train_here
 from workspace import REPOSITORY, Workspace
 
 
@@ -78,7 +78,7 @@ def living(users: Path) -> list[Path]:
 def undisturbed(finished: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A base training without SLURM that nothing happened to."""
     workspace = prepare(finished, tmp_path_factory.mktemp("undisturbed") / "workspace")
-    workspace.build("base")
+    train_here(workspace)
     return workspace
 
 
@@ -89,18 +89,18 @@ def limited(
     """A training in jobs of one minute, and the same one in one go; in the background, since most of its four minutes are waiting.
 
     A slow start takes 15 seconds of each job, and 20 are kept to end in order, so that none trains for more than 19; the
-    whole training takes 60 or more.
+    updates alone take 50, and what is between them takes a third more.
     """
     folder = tmp_path_factory.mktemp("limited")
-    steps = round(60 * speed(undisturbed))
+    steps = round(50 * speed(undisturbed))
     workspace, uninterrupted = (prepare(finished, folder / name, steps) for name in ("limits", "uninterrupted"))
-    settings = {"precommand": "sleep 15", "retries": 20, "slurm-init-seconds-before-status-checks": 7}
+    settings = {"precommand": "sleep 15", "retries": 40, "slurm-init-seconds-before-status-checks": 7}
     edit_profile(workspace, lambda profile: profile.update(settings))
 
     driver = train(cluster, workspace, runtime=1, slurm_extra="'--exclude=a100-01'")  # a node that other tests switch off
 
     def rest() -> tuple[Driver, Workspace]:
-        uninterrupted.build("base")
+        train_here(uninterrupted)
         driver.wait(1500)
         return driver, uninterrupted
 
