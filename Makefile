@@ -7,6 +7,7 @@ BIN := .venv/bin
 RUN ?= quickstart
 PROMPT ?= Who are you?
 CORES ?= all
+WORKERS ?= 2
 
 .PHONY: help run test check clean
 
@@ -43,7 +44,7 @@ check: .venv/installed
 # 77: a machine that cannot have SLURM, the reason was said; the tests that need it are skipped
 test: check
 	@tests/slurm/install.sh || [ $$? = 77 ]
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
