@@ -58,6 +58,14 @@ def test_results_moved_to_a_new_clone_train_nothing_and_with_snakemakes_memory_c
         if folder.name != "wheels":
             shutil.copytree(folder, clone.path("resources") / folder.name)
     assert clone.plan() == set()
+    setting("runs", "tiny", "mid_train", "lr_fraction", to=0.5)(clone)
+    warning = "nanochat: warning: mid_train tiny: lr_fraction changed default -> 0.5, which snakemake does not notice without .snakemake/metadata"
+    for arguments in (["--dry-run"], ["--cores", "2"]):
+        done = clone.snakemake(*arguments)
+        assert warning in done.stderr and "Nothing to be done" in done.stdout + done.stderr
+        assert done.stderr.count("nanochat: warning") == 1
+    setting("runs", "tiny", "mid_train", "lr_fraction", to=1.0)(clone)
+    assert "warning" not in clone.snakemake("--dry-run").stderr
     shutil.copytree(workspace.path(".snakemake/metadata"), clone.path(".snakemake/metadata"), dirs_exist_ok=True)
     assert clone.plan() == set()
     setting("runs", "tiny", "mid_train", "lr_fraction", to=0.5)(clone)

@@ -6,6 +6,7 @@ module at every start, in every job too: nothing here may be slow, and nothing i
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from logging import LogRecord
 from pathlib import Path
@@ -35,7 +36,17 @@ def plan_of_run() -> "Plan | None":
     from snakemake_logger_plugin_nanochat.dag import jobs_to_run, names_up_to_date, retries
 
     workflow, planner = _watched
-    return make_plan(planner, jobs_to_run(workflow.dag), names_up_to_date(workflow.dag), retries=retries(workflow))
+    return make_plan(planner, jobs_to_run(workflow.dag), names_up_to_date(workflow.dag), unnoticed=unnoticed_changes(), retries=retries(workflow))
+
+
+def unnoticed_changes() -> list[str]:
+    """Results that are stale without Snakemake's knowing, a sentence each: the workflow was moved without its memory, then changed."""
+    if _watched is None or _watched[0].dag is None or not _watched[0].is_main_process:
+        return []
+    from nanochat.plan.jobs import unnoticed
+    from snakemake_logger_plugin_nanochat.dag import jobs_not_remembered
+
+    return [sentence for job in jobs_not_remembered(_watched[0].dag) if (sentence := unnoticed(job))]
 
 
 @dataclass
@@ -46,17 +57,20 @@ class LogHandlerSettings(LogHandlerSettingsBase):
 
 
 class LogHandler(LogHandlerBase):
-    """Listens to nothing and speaks once, after a dry run."""
+    """Listens to nothing and speaks once: after a dry run, and of what a real one has not noticed."""
 
     def emit(self, record: LogRecord) -> None:
         """Leave every message to Snakemake's own output."""
 
     def close(self) -> None:
         """Say the totals of a dry run, or write its plan; once, though Python closes every handler again at its end."""
-        if self.common_settings.dryrun and not getattr(self, "closed", False):
+        if not getattr(self, "closed", False):
             self.closed = True
             try:
-                self._finish()
+                if self.common_settings.dryrun:
+                    self._finish()
+                else:
+                    _warn(unnoticed_changes())
             except BrokenPipeError:  # the reader has gone
                 pass
             except Exception as error:  # a plan that fails must not take the workflow with it
@@ -71,10 +85,13 @@ class LogHandler(LogHandlerBase):
             from nanochat.plan.text import full
 
             Path(file).write_text(json.dumps({"plan": plan.to_dict(), "text": full(plan)}), encoding="utf-8")
-        elif plan.jobs and "all" not in {str(quiet).rpartition(".")[2].lower() for quiet in self.common_settings.quiet or ()}:
+        elif "all" not in {str(quiet).rpartition(".")[2].lower() for quiet in self.common_settings.quiet or ()}:
             from nanochat.plan.text import totals
 
-            print(f"\n{totals(plan)}", flush=True)
+            if plan.jobs:
+                print(f"\n{totals(plan)}", flush=True)
+            else:
+                _warn(plan.warnings)
 
     @property
     def writes_to_stream(self) -> bool:
@@ -100,3 +117,8 @@ class LogHandler(LogHandlerBase):
     def needs_rulegraph(self) -> bool:
         """Whether Snakemake should draw its rules."""
         return False
+
+
+def _warn(sentences: Sequence[str]) -> None:
+    for sentence in sentences:
+        print(f"nanochat: warning: {sentence}", file=sys.stderr, flush=True)

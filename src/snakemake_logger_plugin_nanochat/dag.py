@@ -21,6 +21,11 @@ def names_up_to_date(dag: Any) -> list[str]:
     return [Job(0, job.rule.name, dict(job.wildcards_dict)).name for job in dag.jobs if job.output and not dag.needrun(job)]
 
 
+def jobs_not_remembered(dag: Any) -> list[Job]:
+    """Jobs whose results are there and taken for current, though Snakemake does not remember what they were made with."""
+    return [_job(dag, job, {}) for job in dag.jobs if job.output and not dag.needrun(job) and dag.reason(job).no_metadata]
+
+
 def retries(workflow: Any) -> int:
     """How often a failed job is started again."""
     return int(workflow.execution_settings.retries) if workflow.execution_settings is not None else 0

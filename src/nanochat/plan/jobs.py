@@ -139,6 +139,15 @@ def changed_keys(job: Job, root: Path) -> list[str]:
     return changes
 
 
+def unnoticed(job: Job, root: Path = Path()) -> str | None:
+    """A sentence on results that are taken for current, though the experiment now says something else; None where they are as it says."""
+    if not (changes := changed_keys(job, root)):
+        return None
+    shown = ", ".join(changes[:SHOWN_CHANGES]) + (" and more" if len(changes) > SHOWN_CHANGES else "")
+    cure = f"delete {Path(job.outputs[0]).parent} to make it again"
+    return f"{job.name}: {shown}, which snakemake does not notice without .snakemake/metadata, its memory of what results were made with; {cure}"
+
+
 def _before(job: Job, root: Path) -> dict[str, Any] | None:
     """The configuration of the last run: as the workflow remembers it, else as the stage left it beside its results."""
     for text in job.reason.params_before:

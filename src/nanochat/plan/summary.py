@@ -126,12 +126,14 @@ class Plan:
         }
 
 
-def make_plan(planner: Planner, jobs: Iterable[Job], up_to_date: Iterable[str] = (), *, retries: int = 0, root: Path = Path()) -> Plan:
-    """The plan of these jobs. `retries`: how often the profile starts a job again."""
+def make_plan(
+    planner: Planner, jobs: Iterable[Job], up_to_date: Iterable[str] = (), *, unnoticed: Iterable[str] = (), retries: int = 0, root: Path = Path()
+) -> Plan:
+    """The plan of these jobs. `unnoticed`: what is stale and not among them; `retries`: how often the profile starts a job again."""
     planned = [_planned(planner, job, retries, root) for job in jobs]
     planned.sort(key=lambda item: (STAGES.index(item.job.stage) if item.job.stage in STAGES else len(STAGES), item.job.number))
     problems = list(dict.fromkeys(item.problem for item in planned if item.problem))
-    return Plan(planned, sorted(up_to_date), _totals(planned), problems, list(dict.fromkeys(_warnings(planned))))
+    return Plan(planned, sorted(up_to_date), _totals(planned), problems, list(dict.fromkeys([*_warnings(planned), *unnoticed])))
 
 
 def _planned(planner: Planner, job: Job, retries: int, root: Path) -> Planned:

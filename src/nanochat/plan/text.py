@@ -13,7 +13,7 @@ HEADINGS = ("run", "stage", "jobs", "hours", "GPUs", "GPU-hours", "price", "rest
 def full(plan: Plan) -> str:
     """Everything, a line or two for each job; similar ones of many together."""
     if not plan.jobs:
-        return "Nothing to be done: everything that was asked for is up to date."
+        return "\n".join(["Nothing to be done: everything that was asked for is up to date.", *(f"warning: {sentence}" for sentence in plan.warnings)])
     groups = list(_groups(plan.jobs))
     rows = [HEADINGS, *(_row(group) for group in groups)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
