@@ -139,11 +139,16 @@ class Profile:
         return Path(str(first)) if first else None
 
     def requests(self) -> list[Request]:
-        """What each rule asks for that the profile names, and what the others ask for by default."""
+        """What each rule asks for that the profile names, and what the others ask for by default.
+
+        Run times are computed when jobs are planned: here a rule that the profile names asks for the longest that it may get.
+        """
         default = _mapping(self.content.get("default-resources"))
         resources, threads = _mapping(self.content.get("set-resources")), _mapping(self.content.get("set-threads"))
         rules = [*sorted({*resources, *threads}), OTHERS]
-        return [request_of(rule, {**default, **_mapping(resources.get(rule))}, threads.get(rule)) for rule in rules]
+        longest = {"runtime": default["runtime_limit"]} if "runtime_limit" in default else {}
+        asked = {rule: {**default, **(longest if rule != OTHERS else {}), **_mapping(resources.get(rule))} for rule in rules}
+        return [request_of(rule, asked[rule], threads.get(rule)) for rule in rules]
 
 
 def _mapping(value: Any) -> dict[str, Any]:
