@@ -101,7 +101,7 @@ def test_a_plan_says_of_each_job_what_it_takes_and_why(workspace: Workspace) -> 
     assert base["reason"].startswith("depth changed 1 -> 2")
     assert mid["reason"] == "base_train runs before it"
     assert {job["stage"] for job in plan["jobs"]} == {"base_train", "mid_train", "chat_sft", "evaluate", "report"}
-    assert {name.split()[0] for name in plan["up_to_date"]} == {"fetch", "tokenizer", "tokenize"}
+    assert {name.split()[0] for name in plan["up_to_date"]} == {"fetch", "preflight", "tokenizer", "tokenize"}
     assert (base["tokens"], base["steps"], base["gpus"], base["gpu"], base["runtime_min"], base["restarts"]) == (3072, 6, 2, "A100", 30, 0)
     shallow = planner({}, experiment="tests/tiny.yaml").works.model(load(REPOSITORY / "tests/tiny.yaml").runs["tiny"])[0]
     assert base["flops"] > 3072 * shallow.flops_per_token(), "of the deeper model"
