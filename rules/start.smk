@@ -69,7 +69,7 @@ def check_machine() -> None:
     A problem ends the program with one sentence each and nothing submitted. After a wait snakemake begins anew, in this very process,
     since its plan was made before the jobs ended.
     """
-    if workflow.local_exec:
+    if workflow.executor_plugin is None or workflow.executor_plugin.name != "slurm":
         return
     from nanochat.preflight.checks import problems  # not at the top: every job of a cluster parses this file, one process needs them
     from nanochat.preflight.collect import cluster_checks, experiment_checks

@@ -242,7 +242,7 @@ def test_nothing_is_submitted_when_a_check_finds_a_problem(cluster: Login, works
 
 def test_a_machine_without_slurm_is_told_before_anything_starts(finished: Workspace, tmp_path: Path) -> None:
     workspace = finished.copy(tmp_path / "workspace")
-    workspace.path("results/tiny/chat_sft/model.safetensors").unlink()
+    workspace.configure(lambda content: content["runs"]["tiny"]["chat_sft"].update(batch_tokens=1024))  # a row for each of eight GPUs
     commands = tmp_path / "commands"
     commands.mkdir()
     for folder in ("/usr/bin", "/bin"):

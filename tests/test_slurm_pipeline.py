@@ -111,7 +111,7 @@ def test_a_job_arrives_with_what_its_rule_asked_for(pipeline: Pipeline, rule: st
 
 
 def test_the_profile_as_it_stands_asks_for_a_whole_node_and_an_interrupt_cancels_it(cluster: Cluster, workspace: Workspace) -> None:
-    workspace.path("results/tiny/base_train/model.safetensors").unlink()
+    workspace.configure(lambda content: content["runs"]["tiny"]["base_train"]["horizon"].update(batch_tokens=1024))  # a row for each of eight GPUs
     driver = cluster.drive(workspace, "base", "--configfile", "config.yaml")
     driver.wait_until(lambda: bool(driver.jobs("base_train")), "base_train is submitted")
     (number,) = driver.jobs("base_train")
@@ -160,41 +160,6 @@ def test_every_job_leaves_its_logs(pipeline: Pipeline) -> None:
             (log,) = workspace.path(f"logs/slurm/rule_{rule}").rglob(f"{job}.log")
             assert "1 of 1 steps (100%) done" in log.read_text(encoding="utf-8")
     assert "base_train: finished" in workspace.path("logs/base_train/tiny.log").read_text(encoding="utf-8")
-
-
-# --- requests that SLURM rejects ---------------------------------------------------------------------------------------
-
-REJECTED: dict[str, dict[str, Any]] = {
-    "nobodys_account": {"slurm_account": "nobodys_account"},
-    "gpu-absent": {"slurm_partition": "gpu-absent"},
-    "qos_absent": {"qos": "qos_absent"},
-    "QOSMaxGRESPerJob": {"qos": "small", "gpu": 8, "runtime": 60},
-    "time limit": {"runtime": 13 * 60},
-    "node configuration is not available": {"gpu_model": "h200"},
-}
-
-
-@pytest.fixture(scope="module")
-def rejections(cluster: Cluster, finished: Workspace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Driver]:
-    """For each bad request a snakemake that makes it, all at the same time."""
-    folder = tmp_path_factory.mktemp("rejected")
-
-    def drive(number: int, resources: dict[str, Any]) -> Driver:
-        workspace = finished.copy(folder / f"{number}")
-        workspace.path("results/tiny/base_train/model.safetensors").unlink()
-        edit_profile(workspace, for_a_miniature)
-        edit_profile(workspace, lambda profile: profile["set-resources"]["base_train"].update(resources))
-        return cluster.drive(workspace, "base", "--configfile", "config.yaml", "--retries", "0")
-
-    return {words: drive(number, resources) for number, (words, resources) in enumerate(REJECTED.items())}
-
-
-@pytest.mark.parametrize("words", REJECTED)
-def test_a_rejected_request_ends_with_its_reason(rejections: dict[str, Driver], words: str) -> None:
-    driver = rejections[words]
-    assert driver.end() == 1
-    assert words in driver.said()
-    assert driver.jobs("base_train") == []
 
 
 # --- the clock of a job ------------------------------------------------------------------------------------------------
