@@ -13,6 +13,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from report_files import attempt, training
 from training_lab import Lab, logged_steps, start
@@ -45,6 +46,22 @@ def train_for_long(lab: Lab, results: Path) -> "subprocess.Popen[str]":
     return process
 
 
+def trainer(folder: Path) -> int:
+    """The process that trains and holds the lock of its folder, below its supervisor."""
+    return int(read_json(folder / ".owner.json")["pid"])
+
+
+def kill(process: "subprocess.Popen[str]", folder: Path) -> None:
+    """Kill a supervisor, and wait until its trainer has died with it."""
+    owner = folder / ".owner.json"
+    pid = trainer(folder) if owner.exists() else None
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while pid is not None and psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
 def line(results: Path, **options: Any) -> Line:
     """The one stage that is there."""
     seen = look(results, **options)
@@ -70,17 +87,17 @@ def test_a_trainer_is_running_then_killed_then_interrupted_and_goes_on(lab: Lab,
         assert seen.tokens_per_s and seen.eta_s and 0.2 < seen.eta_s / ((100_000 - seen.step) * 512 / seen.tokens_per_s) < 5
         assert look(results).go_on is None
 
-        os.kill(process.pid, signal.SIGSTOP)  # it holds its lock and moves no more
+        pid = trainer(folder)
+        os.kill(pid, signal.SIGSTOP)  # it holds its lock and moves no more
         time.sleep(1.5)
         seen = line(results)
         assert (seen.state, seen.loss) == ("running", losses(folder)[-1])
         wait_in_silence(results)
         seen = line(results, stalled_after_s=0.5)
-        assert (seen.state, seen.judged_by) == ("stalled", "heartbeat") and f"process {process.pid} on " in (seen.why or "")
-        os.kill(process.pid, signal.SIGCONT)
+        assert (seen.state, seen.judged_by) == ("stalled", "heartbeat") and f"process {pid} on " in (seen.why or "")
+        os.kill(pid, signal.SIGCONT)
     finally:
-        process.kill()
-        process.wait()
+        kill(process, folder)
     seen = line(results)
     assert (seen.state, seen.judged_by, seen.eta_s) == ("interrupted", "lock", None)
     assert seen.saved_step and seen.step and read_json(folder / "provenance.json")["attempts"][-1]["state"] == "running"
@@ -94,8 +111,7 @@ def test_a_trainer_is_running_then_killed_then_interrupted_and_goes_on(lab: Lab,
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 75
     finally:
-        process.kill()
-        process.wait()
+        kill(process, folder)
     stopped = line(results)
     assert (stopped.state, stopped.judged_by, stopped.saved_step) == ("stopped", "provenance", stopped.step)
 
@@ -109,8 +125,7 @@ def test_a_trainer_of_another_host_is_judged_by_its_heartbeat(lab: Lab, tmp_path
         write_json(folder / ".owner.json", {**owner, "host": "node9"})
         assert (line(results).state, line(results).judged_by, line(results).host) == ("running", "lock", "node9")  # a lock that shows is believed
     finally:
-        process.kill()
-        process.wait()
+        kill(process, folder)
     seen = line(results)
     assert (seen.state, seen.judged_by, seen.why) == ("running", "heartbeat", "the lock of node9 cannot be seen from here")
     wait_in_silence(results)
