@@ -8,11 +8,11 @@ from pathlib import Path
 
 from nanochat import config as experiments
 from nanochat.artifacts import read_json
+from nanochat.plan.work import TRAINING
 from nanochat.preflight.needs import data_needs, open_needs
 from snakemake_logger_plugin_nanochat import plan_of_run
 
 PREFLIGHT = "results/preflight.json"
-TRAINING_RULES = ("base_train", "mid_train", "chat_sft")
 
 
 def refuse_the_hopeless() -> None:
@@ -44,7 +44,7 @@ def train_last() -> None:
     """
     dag = workflow.dag
     planned = list(dag.needrun_jobs())
-    training = [job for job in planned if job.rule.name in TRAINING_RULES]
+    training = [job for job in planned if job.rule.name in TRAINING]
     first = [job for job in planned if job.rule.name in ("fetch_part", "fetch_local", "preflight")]
     if not training or workflow.touch:
         return

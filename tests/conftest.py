@@ -6,13 +6,12 @@ import subprocess
 import tempfile
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cluster import CANNOT, SCRIPTS, Cluster, Driver, edit_profile
+from cluster import CANNOT, SCRIPTS, Cluster
 from filelock import FileLock
-from trainings import prepare, speed, train, train_here
+from trainings import prepare, train_here
 from workspace import REPOSITORY, Workspace
 
 
@@ -80,30 +79,3 @@ def undisturbed(finished: Workspace, tmp_path_factory: pytest.TempPathFactory) -
     workspace = prepare(finished, tmp_path_factory.mktemp("undisturbed") / "workspace")
     train_here(workspace)
     return workspace
-
-
-@pytest.fixture(scope="session")
-def limited(
-    cluster: Cluster, finished: Workspace, undisturbed: Workspace, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Future[tuple[Driver, Workspace]]]:
-    """A training in jobs of one minute, and the same one in one go; in the background, since most of its four minutes are waiting.
-
-    A slow start takes 15 seconds of each job, and 20 are kept to end in order, so that none trains for more than 19; the
-    updates alone take 50, and what is between them takes a third more.
-    """
-    folder = tmp_path_factory.mktemp("limited")
-    steps = round(50 * speed(undisturbed))
-    workspace, uninterrupted = (prepare(finished, folder / name, steps) for name in ("limits", "uninterrupted"))
-    settings = {"precommand": "sleep 15", "retries": 40, "slurm-init-seconds-before-status-checks": 7}
-    edit_profile(workspace, lambda profile: profile.update(settings))
-
-    driver = train(cluster, workspace, runtime=1, slurm_extra="'--exclude=a100-01'")  # a node that other tests switch off
-
-    def rest() -> tuple[Driver, Workspace]:
-        train_here(uninterrupted)
-        driver.wait(1500)
-        return driver, uninterrupted
-
-    with ThreadPoolExecutor(1) as thread:
-        yield thread.submit(rest)
-        driver.process.kill()  # where no test waits for it

@@ -97,7 +97,7 @@ Trainings = dict[str, "Future[Driver]"]
 
 
 @pytest.fixture(scope="module")
-def trainings(cluster: Cluster, finished: Workspace, limited: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
+def trainings(cluster: Cluster, finished: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
     """One disturbed training for each fault, all at the same time, and beside the one that test_slurm_time.py is about."""
     folder = tmp_path_factory.mktemp("trainings")
 
