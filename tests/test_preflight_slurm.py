@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from cluster import edit_profile
 from workspace import REPOSITORY, Workspace
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 
 SCRIPTS = REPOSITORY / "tests" / "slurm"
-PROFILE = "profiles/slurm/profile.yaml"
 PORT = 27_000
 CANNOT = 77  # exit code of the scripts on a machine that cannot have a cluster
 
@@ -80,13 +79,6 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.1)
-
-
-def edit_profile(workspace: Workspace, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the profile as its user would."""
-    content = yaml.safe_load(workspace.path(PROFILE).read_text(encoding="utf-8"))
-    change(content)
-    workspace.path(PROFILE).write_text(yaml.safe_dump(content, width=10_000), encoding="utf-8")
 
 
 def for_a_miniature(profile: dict[str, Any]) -> None:
