@@ -15,6 +15,16 @@ from trainings import prepare, train_here
 from workspace import REPOSITORY, Workspace
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares a cluster or a file stays on one worker (--dist loadgroup); what takes long begins first."""
+    slow_files = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("workflow")}
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: (item.get_closest_marker("slurm") is None, item.path not in slow_files))
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Workspace:
     """The miniature experiment, built once for all tests (and all workers). Never change it: take a copy."""

@@ -13,12 +13,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from filelock import FileLock
 from report_files import attempt, training
 from training_lab import Lab, logged_steps, start
 
-from nanochat.artifacts import read_json, write_json
+from nanochat.artifacts import LOCK, read_json, write_json
 from nanochat.status import show
 from nanochat.status.look import Line, Look, look
 
@@ -52,14 +52,12 @@ def trainer(folder: Path) -> int:
 
 
 def kill(process: "subprocess.Popen[str]", folder: Path) -> None:
-    """Kill a supervisor, and wait until its trainer has died with it."""
-    owner = folder / ".owner.json"
-    pid = trainer(folder) if owner.exists() else None
+    """Kill a supervisor, and wait until its trainer has died with it: until then the trainer's threads hold the lock."""
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 20
-    while pid is not None and psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
-        time.sleep(0.05)
+    if (folder / LOCK).exists():
+        with FileLock(folder / LOCK, timeout=20):
+            pass
 
 
 def line(results: Path, **options: Any) -> Line:
