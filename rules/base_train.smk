@@ -22,6 +22,7 @@ rule base_train:
         # what follows from outputs is not compared by snakemake: housekeeping is handed on and reruns nothing
         config=lambda wildcards, output: canonical_json(experiments.base_train_config(EXPERIMENT.runs[wildcards.run])),
         gpus=lambda wildcards, resources: gpus_of_each_node(resources),
+        pace=pace_of("base_train"),
     log:
         "logs/base_train/{run}.log",
     benchmark:
@@ -47,6 +48,6 @@ rule base_train:
             --device "$(device {params.gpus} {resources.device})" \
             --ranks "$(ranks {params.gpus})" \
             --threads "$(threads_per_rank {threads} {params.gpus})" \
-            --max-seconds "$(seconds_to_train {resources.runtime})" \
+            --max-seconds "$(seconds_to_train {resources.runtime})" {params.pace} \
             2>&1 | keep_log {log:q}
         """

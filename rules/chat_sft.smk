@@ -28,6 +28,7 @@ rule chat_sft:
         # what follows from outputs is not compared by snakemake: housekeeping is handed on and reruns nothing
         config=lambda wildcards, output: canonical_json(experiments.tune_config(EXPERIMENT.runs[wildcards.run], "chat_sft")),
         gpus=lambda wildcards, resources: gpus_of_each_node(resources),
+        pace=pace_of("chat_sft"),
     log:
         "logs/chat_sft/{run}.log",
     benchmark:
@@ -54,6 +55,6 @@ rule chat_sft:
             --device "$(device {params.gpus} {resources.device})" \
             --ranks "$(ranks {params.gpus})" \
             --threads "$(threads_per_rank {threads} {params.gpus})" \
-            --max-seconds "$(seconds_to_train {resources.runtime})" \
+            --max-seconds "$(seconds_to_train {resources.runtime})" {params.pace} \
             2>&1 | keep_log {log:q}
         """

@@ -62,6 +62,16 @@ def runtime_of(rule: str):
     return lambda wildcards: PLANNER.runtime(rule, dict(wildcards.items()))
 
 
+def pace_of(stage: str):
+    """Flag that tells a trainer how fast it is expected to be; nothing where nobody knows. Takes `output`, so that it reruns nothing."""
+
+    def flag(wildcards, output) -> str:
+        speed = PLANNER.expected_tokens_per_s(stage, wildcards.run)
+        return f"--expected-tokens-per-s {speed}" if speed else ""
+
+    return flag
+
+
 def end_with(sentences) -> None:
     """Say what is wrong and end with exit code 2."""
     for sentence in sentences:

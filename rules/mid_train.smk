@@ -29,6 +29,7 @@ rule mid_train:
         # what follows from outputs is not compared by snakemake: housekeeping is handed on and reruns nothing
         config=lambda wildcards, output: canonical_json(experiments.tune_config(EXPERIMENT.runs[wildcards.run], "mid_train")),
         gpus=lambda wildcards, resources: gpus_of_each_node(resources),
+        pace=pace_of("mid_train"),
     log:
         "logs/mid_train/{run}.log",
     benchmark:
@@ -55,6 +56,6 @@ rule mid_train:
             --device "$(device {params.gpus} {resources.device})" \
             --ranks "$(ranks {params.gpus})" \
             --threads "$(threads_per_rank {threads} {params.gpus})" \
-            --max-seconds "$(seconds_to_train {resources.runtime})" \
+            --max-seconds "$(seconds_to_train {resources.runtime})" {params.pace} \
             2>&1 | keep_log {log:q}
         """

@@ -102,6 +102,13 @@ class Planner:
         except ValueError as error:
             raise UserError(f"profile: {rule}: {error}") from None
 
+    def expected_tokens_per_s(self, stage: str, run: str) -> int | None:
+        """Speed of the updates of a training stage, on published or measured figures; None where it is not known, or only assumed (a CPU)."""
+        estimate = self.estimate(stage, {"run": run})
+        if estimate.training is None or not estimate.parts or not (self.facts(stage).gpus or self.measured(stage)):
+            return None
+        return max(1, round(estimate.training.work.tokens / estimate.parts["training"]))
+
     def estimate(self, rule: str, wildcards: Mapping[str, str]) -> Estimate:
         """Estimate of the job of `rule` with these wildcards."""
         stage = STAGE_OF_RULE.get(rule, rule)
