@@ -70,6 +70,8 @@ def long_training(workspace: Workspace) -> None:
 
 def test_a_dry_run_ends_with_its_totals_below_snakemakes_own_words(empty_workspace: Workspace) -> None:
     plain, quiet, silent = (empty_workspace.snakemake("--dry-run", *flags).stdout for flags in ((), ("--quiet",), ("--quiet", "all")))
+    slurm = empty_workspace.snakemake("--dry-run", "--profile", "slurm")
+    assert "Warning" not in slurm.stdout + slurm.stderr, "snakemake evaluates input.size_mb for a disk_mb that no profile sets, and warns"
     own, _, ours = plain.partition("\n\nPlan\n")
     assert own.rstrip().endswith("The order of jobs does not reflect the order of execution.")
     assert re.fullmatch(r"    \d+ min in all.*\n(    to fetch: [\d.]+ MB\n)?    on disk: .*\n", ours), ours
@@ -238,6 +240,29 @@ def test_no_fact_of_a_machine_reruns_a_finished_stage(workspace: Workspace) -> N
     assert workspace.plan("--profile", write_profile(workspace, **machines[1])) == set()
     configure(workspace, "runs", "tiny", "chat_sft", "lr_fraction", to=0.5)
     assert "chat_sft tiny" in workspace.plan("--profile", write_profile(workspace, **machines[1]))
+
+
+def test_a_trainer_is_told_how_fast_it_should_be_where_somebody_knows(workspace: Workspace) -> None:
+    long_training(workspace)
+
+    def told(*arguments: str) -> "int | None":
+        said = workspace.snakemake("--dry-run", "--printshellcmds", *arguments, "base").stdout
+        assert "nanochat base_train" in said
+        flag = re.search(r"--expected-tokens-per-s (\d+)", said)
+        return int(flag[1]) if flag else None
+
+    def planned(*arguments: str) -> float:
+        job = job_of(plan_of(workspace, *arguments, "base"), "base_train")
+        return float(job["tokens"] / job["seconds_by"]["training"])
+
+    cards = ("--profile", write_profile(workspace, gpu=2, gpu_model="a100", runtime_limit=1440, retries=9))
+    published = told(*cards)
+    assert published == pytest.approx(planned(*cards), rel=0.01)
+    assert told() is None, "of a CPU that has not been measured nothing but an assumption is known"
+    finished_stage(workspace.path("results"), "half", "base_train", speed=0.5 * published_speed() / 4, device=CARD, ended=1.0, world_size=2)
+    assert published and told(*cards) == pytest.approx(published / 2, rel=0.01)
+    finished_stage(workspace.path("results"), "here", "base_train", speed=1e11, device="cpu", ended=2.0, world_size=1)
+    assert told() == pytest.approx(planned(), rel=0.01)
 
 
 # --- run times inside of jobs ----------------------------------------------------------------------------------------
