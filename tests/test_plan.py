@@ -1,6 +1,7 @@
 """What a plan is computed from: the machine of a profile, measured rates, memory, reasons, and the sums of it all. No workflow is run here."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from nanochat.plan.jobs import Job, Reason, changed_keys, explain
 from nanochat.plan.machine import MEASURED_KEY, local_gpu, read_facts
 from nanochat.plan.planner import UNLIMITED_MIN, Planner
 from nanochat.plan.rates import read_rates
-from nanochat.plan.summary import make_plan
+from nanochat.plan.summary import Plan, make_plan
 from nanochat.plan.text import full, totals
 from nanochat.recipes import RECIPES
 from nanochat.train.scaling import choose_micro_batch_rows
@@ -321,11 +322,38 @@ def test_reasons_are_words(tmp_path: Path) -> None:
 
 
 def test_a_kept_copy_is_named(tmp_path: Path) -> None:
-    lost = job(tmp_path, Reason(missing=["results/d20/base_train/model.safetensors"]), present=("model.json",))
+    lost = job(tmp_path, Reason(missing=["results/d20/base_train/model.safetensors"]), identity={"depth": 20}, present=("model.json",))
+    (tmp_path / "results/d20/base_train/config.json").write_text('{"depth": 20, "save_every_s": 5.0}')
     assert explain(lost, tmp_path) == "checkpoint missing"
     (tmp_path / "results/d20/base_train/kept").mkdir()
     (tmp_path / "results/d20/base_train/kept/manifest.json").write_text("{}")
     assert explain(lost, tmp_path) == "checkpoint missing; a finished copy is kept and taken back in seconds if it is the same work"
+    assert "kept" not in explain(replace(lost, identity='{"depth": 12}'), tmp_path), "it is of another model"
+
+
+def test_what_is_taken_back_is_told_from_what_is_paid(tmp_path: Path) -> None:
+    """Lost tokens are made again as they were; another corpus makes other models."""
+    folder, machine = tmp_path / "results/d20/base_train", planner({**A100, "gpu_price_cents": 100})
+    (folder / "kept").mkdir(parents=True)
+    (folder / "kept/manifest.json").write_text("{}")
+    base, mid, _ = training_jobs()
+    (folder / "config.json").write_text(json.dumps({"depth": 20}))
+    base = replace(base, identity='{"depth": 20}', needs=[9])
+    wildcards = {"corpus": "fineweb_edu", "tokenizer": "bpe65536", "chunk": "absent"}
+    tokens = Job(9, "preflight", wildcards, ["results/tokens/x/manifest.json"], reason=Reason(missing=["results/tokens/x/manifest.json"]))
+
+    def planned(*jobs: Job) -> Plan:
+        return make_plan(machine, jobs, retries=9, root=tmp_path)
+
+    again = planned(tokens, base, replace(mid, needs=[base.number]))
+    assert [item.taken_back for item in again.jobs] == [False, True, False], "of mid_train nothing is kept"
+    sums = again.totals
+    assert sums.taken_back_price == pytest.approx(sums.taken_back_gpu_hours) and 50 < sums.taken_back_gpu_hours < sums.gpu_hours
+    line = re.search(r"finished before and taken back without training, .*: base_train d20, and ([\d.]+) GPU-hours remain, \$([\d.]+)\n", totals(again))
+    assert line and float(line[1]) == pytest.approx(sums.gpu_hours - sums.taken_back_gpu_hours, abs=0.06)
+    for reason in (Reason(params_before=["{}"]), Reason(inputs_changed=True), Reason(updated=["text"])):
+        other = planned(replace(tokens, reason=reason), base)
+        assert not any(item.taken_back for item in other.jobs) and "taken back" not in totals(other)
 
 
 def test_changed_keys_are_named_with_both_values(tmp_path: Path) -> None:

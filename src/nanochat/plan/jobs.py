@@ -65,7 +65,7 @@ def explain(job: Job, root: Path = Path()) -> str:
     new = bool(reason.missing) and not any((root / file).exists() for file in job.outputs)
     if reason.missing:
         parts.append(_never(job, root) if new else _missing(job, root))
-        if (root / job.outputs[0]).parent.joinpath(KEPT, "manifest.json").is_file():
+        if has_kept_copy(job, root):
             parts.append("a finished copy is kept and taken back in seconds if it is the same work")
     if reason.incomplete:
         parts.append("its last attempt left it incomplete")
@@ -76,6 +76,12 @@ def explain(job: Job, root: Path = Path()) -> str:
     if reason.inputs_changed:
         parts.append("reads other files than before")
     return "; ".join(dict.fromkeys(parts)) or reason.other or "the workflow gives no reason"
+
+
+def has_kept_copy(job: Job, root: Path = Path()) -> bool:
+    """Whether a finished result of this configuration is kept, which its stage takes back if its inputs are the same too."""
+    folder = (root / job.outputs[0]).parent
+    return (folder / KEPT / "manifest.json").is_file() and (now := _parsed(job.identity)) is not None and now == _beside(folder)
 
 
 def _never(job: Job, root: Path) -> str:
@@ -155,8 +161,13 @@ def _before(job: Job, root: Path) -> dict[str, Any] | None:
             return content
     if not job.outputs or job.stage == "evaluate":
         return None
+    return _beside((root / job.outputs[0]).parent)
+
+
+def _beside(folder: Path) -> dict[str, Any] | None:
+    """The configuration that a stage left beside its results, without housekeeping."""
     try:
-        content = read_json(root / Path(job.outputs[0]).parent / "config.json")
+        content = read_json(folder / "config.json")
     except (UserError, OSError):
         return None
     return identity(content) if isinstance(content, dict) else None

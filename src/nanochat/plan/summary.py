@@ -1,14 +1,14 @@
 """The plan of one call of the workflow: every job with what it takes, totals, what is fetched, what is up to date, what would be refused."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nanochat.errors import UserError
 from nanochat.hardware import GIB
 from nanochat.plan.estimate import START_UP_S, jobs_needed
-from nanochat.plan.jobs import Job, explain
+from nanochat.plan.jobs import Job, explain, has_kept_copy
 from nanochat.plan.machine import Facts
 from nanochat.plan.planner import Estimate, Planner
 from nanochat.plan.work import TRAINING
@@ -27,6 +27,7 @@ class Planned:
     restarts: int = 0
     problem: str | None = None  # why a real run would be refused
     warning: str | None = None
+    taken_back: bool = False  # a finished copy is kept, and all that it was made from comes out the same: nothing is trained
 
     @property
     def run(self) -> str:
@@ -84,6 +85,7 @@ class Planned:
             "resume_bytes": estimate.resume_bytes,
             "fetches": estimate.fetches,
             "fetch_bytes": estimate.fetch_bytes,
+            "taken_back": self.taken_back,
             "problem": self.problem,
         }
 
@@ -96,6 +98,8 @@ class Totals:
     chain_hours: float  # the longest chain of jobs that wait for one another
     gpu_hours: float
     price: float | None
+    taken_back_gpu_hours: float  # of these, as much as stages would take that find their finished copy
+    taken_back_price: float
     disk_bytes: int
     resume_bytes: int  # the most that one stage needs besides, while it runs
     fetch_bytes: int
@@ -130,7 +134,7 @@ def make_plan(
     planner: Planner, jobs: Iterable[Job], up_to_date: Iterable[str] = (), *, unnoticed: Iterable[str] = (), retries: int = 0, root: Path = Path()
 ) -> Plan:
     """The plan of these jobs. `unnoticed`: what is stale and not among them; `retries`: how often the profile starts a job again."""
-    planned = [_planned(planner, job, retries, root) for job in jobs]
+    planned = _with_kept_copies([_planned(planner, job, retries, root) for job in jobs], root)
     planned.sort(key=lambda item: (STAGES.index(item.job.stage) if item.job.stage in STAGES else len(STAGES), item.job.number))
     problems = list(dict.fromkeys(item.problem for item in planned if item.problem))
     return Plan(planned, sorted(up_to_date), _totals(planned), problems, list(dict.fromkeys([*_warnings(planned), *unnoticed])))
@@ -149,6 +153,22 @@ def _planned(planner: Planner, job: Job, retries: int, root: Path) -> Planned:
             too_few = f"profile: retries={retries}: {job.name} does not fit into one job and takes {restarts} restarts; set retries: {restarts} or more"
             problem, warning = (problem or too_few, None) if is_computed else (problem, too_few)  # whoever sets a run time may know better
     return Planned(job, reason, estimate, facts, restarts, problem, warning)
+
+
+def _with_kept_copies(planned: Sequence[Planned], root: Path) -> list[Planned]:
+    """Mark the stages that will find their own finished copy, since nothing that they are made from is other than it was."""
+    jobs = {item.job.number: item.job for item in planned}
+    found: dict[int, bool] = {}
+
+    def same(number: int) -> bool:
+        if number not in found:
+            job = jobs[number]
+            is_known = not (job.reason.params_before or job.reason.inputs_changed or job.reason.updated)
+            is_known = is_known and (job.stage not in TRAINING or has_kept_copy(job, root))
+            found[number] = is_known and all(same(need) for need in job.needs if need in jobs)
+        return found[number]
+
+    return [replace(item, taken_back=item.job.stage in TRAINING and same(item.job.number)) for item in planned]
 
 
 def _restarts(planner: Planner, job: Job, estimate: Estimate, facts: Facts) -> tuple[int, bool]:
@@ -211,6 +231,8 @@ def _totals(planned: Sequence[Planned]) -> Totals:
         chain_hours=_chain({item.job.number: item for item in planned}),
         gpu_hours=sum(item.gpu_hours or 0.0 for item in planned),
         price=sum(known) if known else None,
+        taken_back_gpu_hours=sum(item.gpu_hours or 0.0 for item in planned if item.taken_back),
+        taken_back_price=sum(item.price or 0.0 for item in planned if item.taken_back),
         disk_bytes=fetched + sum(item.estimate.disk_bytes or 0 for item in planned),
         resume_bytes=max((item.estimate.resume_bytes for item in planned), default=0),
         fetch_bytes=fetched,

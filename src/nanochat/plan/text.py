@@ -37,6 +37,10 @@ def totals(plan: Plan) -> str:
     if on_gpus := [item.gpu_hours for item in plan.jobs if item.estimate.gpus]:
         known = f"{sums.gpu_hours:,.1f} GPU-hours, {_money(sums.price)}{_price_note(plan.jobs)}"
         lines.append(f"    {known if on_gpus != [None] * len(on_gpus) else 'GPU-hours and price not available'}")
+    if kept := [item.job.name for item in plan.jobs if item.taken_back]:
+        rest = f", and {sums.gpu_hours - sums.taken_back_gpu_hours:,.1f} GPU-hours remain" if sums.taken_back_gpu_hours else ""
+        rest += f", {_money((sums.price or 0.0) - sums.taken_back_price)}" if sums.taken_back_price else ""
+        lines.append(f"    finished before and taken back without training, if what is made again before comes out as it was: {', '.join(kept)}{rest}")
     if sums.fetch_parts:
         unknown = f"{' and' * bool(sums.fetch_bytes)} {sums.fetch_unknown} of unknown size" if sums.fetch_unknown else ""
         lines.append("    to fetch: " + (_size(sums.fetch_bytes) if sums.fetch_bytes else "") + unknown)
