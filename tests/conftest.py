@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -10,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cluster import CANNOT, SCRIPTS, Cluster, Driver, edit_profile
+from cluster import Cluster, Driver, edit_profile
+from faults import FAULTS
 from filelock import FileLock
 from trainings import STEPS, prepare, train, train_here
 from workspace import REPOSITORY, Workspace
@@ -63,10 +63,7 @@ def cluster() -> Iterator[Cluster]:
         users.mkdir(exist_ok=True)
         if not living(users):
             cluster.stop()  # what a killed test session left behind
-        done = subprocess.run([SCRIPTS / "start.sh", "--folder", cluster.folder], capture_output=True, text=True)
-        if done.returncode == CANNOT:
-            pytest.skip(done.stderr.strip())
-        assert done.returncode == 0, done.stdout + done.stderr
+        cluster.start()
         me.touch()
     yield cluster
     for driver in cluster.drivers:
@@ -117,3 +114,26 @@ def limited(cluster: Cluster, finished: Workspace, undisturbed: Workspace, tmp_p
     with ThreadPoolExecutor(1) as thread:
         yield thread.submit(rest)
         driver.process.kill()  # where no test waits for it
+
+
+@pytest.fixture(scope="session")
+def trainings(cluster: Cluster, finished: Workspace, limited: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, "Future[Driver]"]]:
+    """One disturbed training for each fault, all at the same time, beside those of test_slurm_drivers.py and test_slurm_time.py."""
+    folder = tmp_path_factory.mktemp("trainings")
+    drivers = []
+
+    def disturb(name: str) -> Driver:
+        fault, resources = FAULTS[name]
+        driver = train(cluster, prepare(finished, folder / name), **resources)
+        drivers.append(driver)
+        try:
+            fault(driver)
+            driver.wait()
+        finally:
+            driver.process.kill()
+        return driver
+
+    with ThreadPoolExecutor(len(FAULTS)) as threads:
+        yield {name: threads.submit(disturb, name) for name in FAULTS}
+        for driver in drivers:
+            driver.process.kill()  # where no test waits for it

@@ -166,7 +166,7 @@ Fates = dict[str, "Future[tuple[Driver, list[Driver]]]"]
 
 
 @pytest.fixture(scope="module")
-def fates(cluster: Cluster, finished: Workspace, limited: object, second_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fates]:
+def fates(cluster: Cluster, finished: Workspace, trainings: object, second_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fates]:
     """One training for each fate, all at the same time: the first driver, and those that came after it."""
     folder = tmp_path_factory.mktemp("fates")
 

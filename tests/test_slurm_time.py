@@ -1,6 +1,8 @@
 """What takes time on a cluster: time limits that a training goes through, and an outage of SLURM itself."""
 
+import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -11,7 +13,41 @@ from workspace import Workspace
 
 Limited = Future[Driver]
 
+PORT = 37_000  # of the daemons where namespaces are not allowed
+
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(1800)]
+
+
+@pytest.fixture
+def own_cluster() -> Iterator[Cluster]:
+    """A second cluster: an outage is for everybody, and trainings run on the first."""
+    cluster = Cluster(Path(tempfile.mkdtemp(prefix="nanochat-slurm-")), PORT)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        for driver in cluster.drivers:
+            driver.process.kill()
+        cluster.stop()
+
+
+def test_an_outage_of_slurm_is_waited_for(own_cluster: Cluster, limited: object, finished: Workspace, undisturbed: Workspace, tmp_path: Path) -> None:
+    """Accounting is down from the beginning, and the controller until snakemake has looked for its job in vain."""
+    workspace = prepare(finished, tmp_path / "workspace")
+    try:
+        own_cluster.kill_daemon("slurmdbd")
+        driver = train(own_cluster, workspace)
+        wait_for_saved_state(driver)
+        own_cluster.kill_daemon("slurmctld")
+        driver.wait_until(lambda: "Falling back to 'sacct'" in driver.said(), "snakemake has noticed")
+        time.sleep(5)  # five looks in one second are all that the executor has patience for by itself
+    finally:
+        own_cluster.start()
+    said = driver.wait()
+    (job,) = driver.jobs("base_train")
+    assert own_cluster.state(job) == "COMPLETED" and own_cluster.job(job)["Restarts"] == "0"
+    assert "Error" not in said
+    assert weights(workspace) == weights(undisturbed)
 
 
 def test_a_training_goes_through_three_time_limits(cluster: Cluster, limited: Limited, undisturbed: Workspace) -> None:
@@ -23,23 +59,3 @@ def test_a_training_goes_through_three_time_limits(cluster: Cluster, limited: Li
     assert [cluster.state(job) for job in jobs] == ["FAILED"] * (len(jobs) - 1) + ["COMPLETED"]
     assert history(driver.workspace).count("stopped (time limit)") == len(jobs) - 1
     assert weights(driver.workspace) == weights(undisturbed)
-
-
-def test_an_outage_of_slurm_is_waited_for(cluster: Cluster, limited: Limited, finished: Workspace, undisturbed: Workspace, tmp_path: Path) -> None:
-    """Accounting is down from the beginning, and the controller until snakemake has looked for its job in vain."""
-    limited.exception()  # it has ended: an outage is for everybody
-    workspace = prepare(finished, tmp_path / "workspace")
-    try:
-        cluster.kill_daemon("slurmdbd")
-        driver = train(cluster, workspace)
-        wait_for_saved_state(driver)
-        cluster.kill_daemon("slurmctld")
-        driver.wait_until(lambda: "Falling back to 'sacct'" in driver.said(), "snakemake has noticed")
-        time.sleep(5)  # five looks in one second are all that the executor has patience for by itself
-    finally:
-        cluster.start()
-    said = driver.wait()
-    (job,) = driver.jobs("base_train")
-    assert cluster.state(job) == "COMPLETED" and cluster.job(job)["Restarts"] == "0"
-    assert "Error" not in said
-    assert weights(workspace) == weights(undisturbed)
