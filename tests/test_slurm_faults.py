@@ -15,7 +15,7 @@ from cluster import Cluster, Driver
 from trainings import history, prepare, saved_step, states, train, wait_for_saved_state, weights
 from workspace import Workspace
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def wait_for_restart(driver: Driver, job: str) -> None:
