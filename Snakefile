@@ -16,6 +16,7 @@ include: "rules/common.smk"
 include: "rules/machine.smk"
 include: "rules/start.smk"
 
+refuse_files_of_others()
 EXPERIMENT = read_experiment(config)
 PLANNER = plan_on_this_machine()
 shell.prefix(shell_prefix())
@@ -48,6 +49,8 @@ report: "reports/workflow.rst"
 
 onstart:
     if workflow.is_main_process:
+        hold_folder()
+        outlive_the_terminal()
         refuse_the_hopeless()
         check_machine()
         train_last()

@@ -1,18 +1,82 @@
-"""Between planning and the first job: what cannot end well is refused, jobs that were left behind are waited for, training is put last. Functions only."""
+"""Before the first job: what cannot end well is refused, jobs that were left behind are waited for, training is put last. Functions only."""
 
+import atexit
+import contextlib
 import json
 import os
+import signal
 import sys
 from functools import cache
 from pathlib import Path
 
+import psutil
+
 from nanochat import config as experiments
-from nanochat.artifacts import read_json
+from nanochat.artifacts import exclusive, read_json
+from nanochat.errors import UserError
 from nanochat.plan.work import TRAINING
 from nanochat.preflight.needs import data_needs, open_needs
+from nanochat.preflight.shared import DRIVER, not_writable
 from snakemake_logger_plugin_nanochat import plan_of_run
 
 PREFLIGHT = "results/preflight.json"
+HELD = contextlib.ExitStack()  # as long as this process lives
+
+
+def refuse_files_of_others() -> None:
+    """End the program where somebody else's files would stop it in the middle. A dry run writes nothing, but needs snakemake's folders."""
+    looks_only = workflow.output_settings.dryrun and Path(".snakemake/locks").is_dir()
+    if workflow.is_main_process and not looks_only and (problem := not_writable(Path())):
+        end_with([problem])
+
+
+def on_slurm() -> bool:
+    """Whether jobs are submitted to a cluster."""
+    return workflow.executor_plugin is not None and workflow.executor_plugin.name == "slurm"
+
+
+def hold_folder() -> None:
+    """Say who works here, for a second snakemake that comes upon the lock of this one.
+
+    That lock is no lock for two who start in the same moment; ours is, and on a cluster only one may go on. It ends without touching
+    the locks, which are the other's. On one machine two may work on files that have nothing to do with each other.
+    """
+    try:
+        HELD.enter_context(exclusive(DRIVER))
+        atexit.register(HELD.close)
+    except UserError as error:
+        if on_slurm():
+            print(f"nanochat: error: another snakemake has just been started in this folder ({error})", file=sys.stderr, flush=True)
+            os._exit(2)
+
+
+def outlive_the_terminal() -> None:
+    """A closed terminal: on a cluster the jobs go on without this process, which removes its lock; elsewhere it is an interrupt."""
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, leave_jobs if on_slurm() else interrupt)
+
+
+def leave_jobs(_number, _frame) -> None:
+    """End at once and leave everything as a new snakemake needs it: it waits for the jobs and keeps what they make."""
+    hang_up_children()
+    with contextlib.suppress(OSError):  # the terminal has gone
+        tell("the terminal was closed: jobs in the queue go on; the same command waits for them and keeps what they make")
+    workflow.persistence.unlock()
+    HELD.close()
+    os._exit(128 + signal.SIGHUP)
+
+
+def interrupt(_number, _frame) -> None:
+    """What Ctrl-C does; the stages have the signal from the terminal, or from here."""
+    hang_up_children()
+    raise KeyboardInterrupt
+
+
+def hang_up_children() -> None:
+    """Hand the signal on to what this process has started."""
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            child.send_signal(signal.SIGHUP)
 
 
 def refuse_the_hopeless() -> None:
@@ -69,7 +133,7 @@ def check_machine() -> None:
     A problem ends the program with one sentence each and nothing submitted. After a wait snakemake begins anew, in this very process,
     since its plan was made before the jobs ended.
     """
-    if workflow.executor_plugin is None or workflow.executor_plugin.name != "slurm":
+    if not on_slurm():
         return
     from nanochat.preflight.checks import problems  # not at the top: every job of a cluster parses this file, one process needs them
     from nanochat.preflight.collect import cluster_checks, experiment_checks

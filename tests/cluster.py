@@ -70,10 +70,11 @@ class Cluster:
         """End a daemon as a power cut would."""
         os.kill(int((self.folder / "run" / f"{name}.pid").read_text(encoding="utf-8")), signal.SIGKILL)
 
-    def drive(self, workspace: Workspace, *arguments: str, **environment: str) -> "Driver":
-        """Type `snakemake --profile slurm ARGUMENTS` on the login node, in the background."""
-        command = [str(Path(sys.executable).with_name("snakemake")), "--profile", "slurm", *arguments]
-        self.drivers.append(Driver(self, workspace, command, {**workspace.environment(), **self.access(), **environment}))
+    def drive(self, workspace: Workspace, *arguments: str, output: Path | None = None, wrapped: tuple[str, ...] = (), **environment: str) -> "Driver":
+        """Type `snakemake --profile slurm ARGUMENTS` on the login node, in the background; `wrapped` by a command that changes the user."""
+        command = [*wrapped, str(Path(sys.executable).with_name("snakemake")), "--profile", "slurm", *arguments]
+        output = output or workspace.path("driver.txt")
+        self.drivers.append(Driver(self, workspace, command, {**workspace.environment(), **self.access(), **environment}, output))
         return self.drivers[-1]
 
 
@@ -85,20 +86,23 @@ class Driver:
     workspace: Workspace
     command: list[str]
     environment: dict[str, str]
+    output: Path  # where its words go
     process: "subprocess.Popen[bytes]" = field(init=False)
 
     def __post_init__(self) -> None:
         with self.output.open("ab") as file:
             self.process = subprocess.Popen(self.command, cwd=self.workspace.folder, env=self.environment, stdout=file, stderr=file)
 
-    @property
-    def output(self) -> Path:
-        """Where its words go."""
-        return self.workspace.path("driver.txt")
-
     def said(self) -> str:
         """All that it has said."""
         return self.output.read_text(encoding="utf-8")
+
+    def again(self, *arguments: str, wrapped: tuple[str, ...] = (), **environment: str) -> "Driver":
+        """Type the same command once more, with further arguments; what it says goes to a file of its own."""
+        command = self.command[self.command.index("slurm") + 1 :]
+        number = sum(driver.workspace == self.workspace for driver in self.cluster.drivers) + 1
+        output = self.output.with_name(f"{self.workspace.folder.name} {number}.txt")
+        return self.cluster.drive(self.workspace, *command, *arguments, output=output, wrapped=wrapped, **environment)
 
     def jobs(self, rule: str) -> list[str]:
         """SLURM's numbers of the jobs of a rule, in the order of submission."""

@@ -6,13 +6,14 @@ import subprocess
 import tempfile
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import CANNOT, SCRIPTS, Cluster
+from cluster import CANNOT, SCRIPTS, Cluster, Driver, edit_profile
 from filelock import FileLock
-from trainings import prepare, train_here
+from trainings import STEPS, prepare, train, train_here
 from workspace import REPOSITORY, Workspace
 from xdist.scheduler import LoadScopeScheduling
 
@@ -101,3 +102,30 @@ def undisturbed(finished: Workspace, tmp_path_factory: pytest.TempPathFactory) -
     workspace = prepare(finished, tmp_path_factory.mktemp("undisturbed") / "workspace")
     train_here(workspace)
     return workspace
+
+
+@pytest.fixture(scope="session")
+def limited(cluster: Cluster, finished: Workspace, undisturbed: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Future[Driver]"]:
+    """A training in jobs of one minute; in the background, since most of its minutes are waiting.
+
+    No job comes further than a third of the way, however fast this machine is: after so many updates an attempt makes no more
+    and waits for its clock. On a machine where a start takes more than half of the 40 seconds of a job there are more jobs than four.
+    """
+    workspace = prepare(finished, tmp_path_factory.mktemp("limited") / "workspace")
+    most = STEPS // 3 - 5
+    workspace.replace(
+        "src/nanochat/train/loop.py",
+        "self._between_updates()\n",
+        f"self._between_updates()\n                while self.counters.step - start == {most} and not self.stop:\n                    time.sleep(0.1)\n",
+    )
+    edit_profile(workspace, lambda profile: profile.update({"retries": 40, "slurm-init-seconds-before-status-checks": 10}))
+
+    driver = train(cluster, workspace, runtime=1, slurm_extra="'--exclude=a100-01'")  # a node that other tests switch off
+
+    def rest() -> Driver:
+        driver.wait(1500)
+        return driver
+
+    with ThreadPoolExecutor(1) as thread:
+        yield thread.submit(rest)
+        driver.process.kill()  # where no test waits for it

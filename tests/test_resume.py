@@ -198,6 +198,13 @@ def test_used_up_time_exits_75(lab, tmp_path):
     assert logged_steps(tmp_path) > 0
 
 
+def test_attempts_without_time_make_an_update_each(lab, tmp_path):
+    """Jobs so short that the start takes all of their time would otherwise be submitted for ever."""
+    for step in (1, 2):
+        assert f"stopped (time limit) at step {step} of 24" in run([*lab.base(tmp_path, save_every_s=1000.0), "--max-seconds", "0.001"], 75)
+    assert logged_steps(tmp_path) == 2
+
+
 @pytest.fixture(scope="module")
 def killed(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was killed after some updates, with both slots written."""

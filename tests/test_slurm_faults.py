@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from cluster import Cluster, Driver
-from trainings import history, prepare, saved_step, states, train, wait_for_saved_state, weights
+from trainings import freeze, history, members, prepare, saved_step, states, train, wait_for_saved_state, weights
 from workspace import Workspace
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -73,13 +73,20 @@ def power_off(driver: Driver) -> None:
 
 def kill_processes(job: str) -> None:
     """Kill what belongs to a job, the shepherds that SLURM gave it first."""
-    everything = list(psutil.process_iter(["cmdline", "environ"]))
-    shepherds = [process for process in everything if f"[{job}." in " ".join(process.info["cmdline"] or [])]
-    members = [process for process in everything if (process.info["environ"] or {}).get("SLURM_JOB_ID") == job]
-    assert shepherds and members
-    for process in (*shepherds, *members):
+    shepherds = [process for process in psutil.process_iter(["cmdline"]) if f"[{job}." in " ".join(process.info["cmdline"] or [])]
+    others = members(job)
+    assert shepherds and others
+    for process in (*shepherds, *others):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def time_out(driver: Driver) -> None:
+    """An administrator shortens the job's time limit, of which its own clock knows nothing, while it trains on a machine that stands still."""
+    job = wait_for_saved_state(driver)
+    freeze(job)
+    driver.cluster.run("scontrol", "update", f"jobid={job}", "timelimit=1")
+    driver.wait_until(lambda: driver.cluster.state(job) == "TIMEOUT", "SLURM has ended the job")
 
 
 def no_fault(driver: Driver) -> None:
@@ -90,6 +97,7 @@ FAULTS: dict[str, tuple[Callable[[Driver], None], dict[str, Any]]] = {
     "cancel": (cancel, {"slurm_extra": "'--exclude=a100-01 --mail-type=BEGIN,END,FAIL'"}),
     "requeue": (requeue, {"slurm_extra": "'--exclude=a100-01'"}),
     "preempt": (preempt, {"slurm_extra": "'--exclude=a100-01'", "mem_mb": 800_000}),
+    "time": (time_out, {"slurm_extra": "'--exclude=a100-01'"}),
     "memory": (no_fault, {"slurm_extra": "'--exclude=a100-01'", "mem_mb": "attempt * 350"}),
     "power": (power_off, {}),
 }
@@ -97,7 +105,7 @@ Trainings = dict[str, "Future[Driver]"]
 
 
 @pytest.fixture(scope="module")
-def trainings(cluster: Cluster, finished: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
+def trainings(cluster: Cluster, finished: Workspace, limited: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
     """One disturbed training for each fault, all at the same time, and beside the one that test_slurm_time.py is about."""
     folder = tmp_path_factory.mktemp("trainings")
 
@@ -148,6 +156,15 @@ def test_a_job_that_was_killed_for_its_memory_gets_more(trainings: Trainings, un
     assert [driver.cluster.job(job)["MinMemoryNode"] for job in (first, second)] == ["350M", "700M"]
     log = driver.workspace.path(f"logs/slurm/rule_base_train/tiny/{first}.log").read_text(encoding="utf-8")
     assert "exceeded memory limit" in log
+    assert weights(driver.workspace) == weights(undisturbed)
+
+
+def test_a_job_that_slurm_ends_at_its_time_limit_is_submitted_again_and_goes_on(trainings: Trainings, undisturbed: Workspace) -> None:
+    driver = trainings["time"].result()
+    first, second = driver.jobs("base_train")
+    assert (driver.cluster.state(first), driver.cluster.state(second)) == ("TIMEOUT", "COMPLETED")
+    assert f"SLURM-job '{first}' failed, SLURM status is: 'TIMEOUT'" in driver.said()
+    assert "resumed at step" in history(driver.workspace)
     assert weights(driver.workspace) == weights(undisturbed)
 
 

@@ -3,10 +3,11 @@
 import contextlib
 import hashlib
 import json
-import statistics
+import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 from cluster import Cluster, Driver, edit_profile, for_a_miniature
 from workspace import Workspace
 
@@ -32,10 +33,10 @@ def train_here(workspace: Workspace) -> None:
     workspace.build("base", "--set-threads", "base_train=1")
 
 
-def train(cluster: Cluster, workspace: Workspace, **resources: Any) -> Driver:
+def train(cluster: Cluster, workspace: Workspace, *, output: Path | None = None, wrapped: tuple[str, ...] = (), **resources: Any) -> Driver:
     """Base training under snakemake, with these resources instead of the profile's."""
     edit_profile(workspace, lambda profile: profile["set-resources"]["base_train"].update(resources))
-    return cluster.drive(workspace, "base", "--configfile", "config.yaml")
+    return cluster.drive(workspace, "base", "--configfile", "config.yaml", output=output, wrapped=wrapped)
 
 
 def wait_for_saved_state(driver: Driver) -> str:
@@ -70,7 +71,29 @@ def states(workspace: Workspace) -> list[str]:
     return [attempt["state"] for attempt in attempts if attempt["job"]]
 
 
-def speed(workspace: Workspace) -> float:
-    """Steps a second of this machine when nobody else uses it: that of the fastest tenth of a training's steps."""
-    lines = map(json.loads, workspace.path(f"{STAGE}/metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return statistics.quantiles([line["tokens_per_s"] / 512 for line in lines if "tokens_per_s" in line], n=10)[-1]
+# --- processes of a job -------------------------------------------------------------------------------------------------
+
+
+def members(job: str) -> list[psutil.Process]:
+    """Everything that a job has started."""
+    return [process for process in psutil.process_iter(["cmdline", "environ"]) if (process.info["environ"] or {}).get("SLURM_JOB_ID") == job]
+
+
+def trainers(job: str) -> list[psutil.Process]:
+    """The supervisor and the ranks of a job."""
+    return [process for process in members(job) if "nanochat" in " ".join((process.info["cmdline"] or [])[1:3]).split("/")[-1].split()]
+
+
+def freeze(job: str) -> None:
+    """Let the trainers of a job stand still, so that it outlives what a test does meanwhile, however slow this machine is."""
+    found = trainers(job)
+    assert found
+    for process in found:
+        process.send_signal(signal.SIGSTOP)
+
+
+def thaw(job: str) -> None:
+    """Let them go on."""
+    for process in trainers(job):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGCONT)

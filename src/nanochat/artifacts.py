@@ -289,7 +289,7 @@ LOOK_S = 0.5  # `nanochat status` holds a lock for microseconds when it looks wh
 
 @contextlib.contextmanager
 def exclusive(folder: Path, job_id: str | None = None) -> Iterator[None]:
-    """Hold `folder` for one writer. A second one is refused with the owner's host, pid and job (UserError).
+    """Hold `folder` for one writer. A second one is refused with the owner's host, pid, user and job (UserError).
 
     The operating system frees the lock when its holder dies, so a kill leaves nothing to clean up.
     """
@@ -303,7 +303,7 @@ def exclusive(folder: Path, job_id: str | None = None) -> Iterator[None]:
         owner = owner_file.read_text(encoding="utf-8").strip() if owner_file.is_file() else "unknown owner"
         raise UserError(f"{folder}: in use by {owner}; wait for it to end or stop it, then run again") from None
     try:
-        write_text(owner_file, canonical_json({"host": socket.gethostname(), "pid": os.getpid(), "job": job_id}))
+        write_text(owner_file, canonical_json({"host": socket.gethostname(), "pid": os.getpid(), "uid": os.getuid(), "job": job_id}))
         yield
     finally:
         owner_file.unlink(missing_ok=True)

@@ -108,7 +108,10 @@ def rank_environment(handed: Handed, group: Group) -> dict[str, str]:
 
 @dataclass
 class StopRequest:
-    """Becomes true when the process is asked to stop: SIGTERM, SIGINT, SIGUSR1, SIGHUP, or its time budget is used up."""
+    """Becomes true when the process is asked to stop: SIGTERM, SIGINT, SIGUSR1, SIGHUP, or its time budget is used up.
+
+    `by_signal` leaves the budget out: an attempt that has made no update yet must make one, or a slow start in short jobs would train for ever.
+    """
 
     deadline: float | None = None  # time.monotonic() value
     reason: str | None = None
@@ -126,6 +129,11 @@ class StopRequest:
         for number in stop_signals():
             signal.signal(number, on_signal)
         return request
+
+    @property
+    def by_signal(self) -> bool:
+        """Whether somebody has asked, the budget aside."""
+        return self.reason is not None
 
     def __bool__(self) -> bool:
         if self.reason is None and self.deadline is not None and time.monotonic() >= self.deadline:

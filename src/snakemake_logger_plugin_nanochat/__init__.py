@@ -5,10 +5,11 @@ module at every start, in every job too: nothing here may be slow, and nothing i
 """
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from logging import LogRecord
+from logging import ERROR, LogRecord
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,10 +58,30 @@ class LogHandlerSettings(LogHandlerSettingsBase):
 
 
 class LogHandler(LogHandlerBase):
-    """Listens to nothing and speaks once: after a dry run, and of what a real one has not noticed."""
+    """Speaks after a dry run, of what a real one has not noticed, and beside an error that does not say what to do."""
+
+    full = ""  # what is to be said of a full disk
 
     def emit(self, record: LogRecord) -> None:
-        """Leave every message to Snakemake's own output."""
+        """Leave every message to Snakemake's own output; an error may get a sentence besides."""
+        try:
+            if record.levelno >= ERROR and not self.common_settings.dryrun:
+                self._explain(record)
+        except Exception as error:
+            print(f"nanochat: an error could not be explained ({type(error).__name__}: {error})", file=sys.stderr)
+
+    def _explain(self, record: LogRecord) -> None:
+        from snakemake_logger_plugin_nanochat.trouble import full_disk, who_works_here
+
+        if getattr(record, "exception", None) == "LockException":
+            print(f"nanochat: error: {who_works_here(Path())}", file=sys.stderr, flush=True)
+        elif not self.full and (sentence := full_disk(Path())):
+            self.full = f"nanochat: error: {sentence}"
+            print(self.full, file=sys.stderr, flush=True)
+            logging.raiseExceptions = False  # each message would bring a page about the log in .snakemake/log that cannot be written
+            if _watched is not None:
+                for rule in _watched[0].rules:
+                    rule.restart_times = 0
 
     def close(self) -> None:
         """Say the totals of a dry run, or write its plan; once, though Python closes every handler again at its end."""
@@ -71,6 +92,8 @@ class LogHandler(LogHandlerBase):
                     self._finish()
                 else:
                     _warn(unnoticed_changes())
+                    if self.full:  # once more, below the pages about the jobs
+                        print(self.full, file=sys.stderr, flush=True)
             except BrokenPipeError:  # the reader has gone
                 pass
             except Exception as error:  # a plan that fails must not take the workflow with it

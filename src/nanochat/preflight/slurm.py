@@ -3,6 +3,7 @@
 Each command has a few seconds: a controller that is down makes them wait for minutes.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 COMMANDS = ("sbatch", "squeue", "sinfo", "scontrol", "scancel")
 COMMAND_SECONDS = 5.0
+QUEUE_SECONDS = 10.0  # for the jobs of all users
 RULE_COMMENT = "rule_"  # what snakemake's jobs say of themselves: rule_base_train_wildcards_d20
 OUT = {"DOWN", "DRAIN", "DRAINED", "DRAINING", "FAIL", "FAILING", "FUTURE", "MAINT", "NOT_RESPONDING", "UNKNOWN"}  # a node that takes no job
 
@@ -220,19 +222,22 @@ class LeftJob:
     elapsed: str
     rule: str  # with its wildcards: base_train d20
     folder: str
+    user: str = ""  # whose it is, if it is somebody else's
 
     @property
     def sentence(self) -> str:
         """Which job, what it does and how to stop it."""
         where = f", {self.state} for {self.elapsed}" if self.state == "RUNNING" else f", {self.state}"
-        return f"job {self.id} ({self.rule}{where}; to stop it: scancel {self.id})"
+        who, whom = (f" of {self.user}", f", by {self.user}") if self.user else ("", "")
+        return f"job {self.id}{who} ({self.rule}{where}; to stop it: scancel {self.id}{whom})"
 
 
 def jobs_of(folder: Path) -> list[LeftJob]:
-    """My jobs in the queue that snakemake submitted from `folder`."""
-    found = []
-    for line in ask("squeue", "-h", "--me", "-o", "%i|%T|%M|%k|%Z").splitlines():
-        number, state, elapsed, comment, place = (line.split("|", 4) + [""] * 5)[:5]
+    """Jobs in the queue that snakemake submitted from `folder`, whoever typed it; where SLURM hides the jobs of others (PrivateData), mine alone."""
+    found, me = [], str(os.getuid())
+    for line in ask("squeue", "-h", "-o", "%i|%T|%M|%U|%u|%k|%Z", seconds=QUEUE_SECONDS).splitlines():
+        number, state, elapsed, owner, user, comment, place = (line.split("|", 6) + [""] * 7)[:7]
         if comment.startswith(RULE_COMMENT) and Path(place).resolve() == folder.resolve():
-            found.append(LeftJob(number, state, elapsed, comment.removeprefix(RULE_COMMENT).replace("_wildcards_", " "), place))
+            rule = comment.removeprefix(RULE_COMMENT).replace("_wildcards_", " ")
+            found.append(LeftJob(number, state, elapsed, rule, place, "" if owner == me else user))
     return found

@@ -142,8 +142,8 @@ def spent(runtime: Runtime, started: float) -> dict[str, Any]:
 
 
 def stop_now(stop: StopRequest) -> None:
-    """Raise Stopped if the process was asked to end while there is nothing to save yet."""
-    if stop:
+    """Raise Stopped if the process was asked to end while there is nothing to save yet; a used up budget waits for the first update."""
+    if stop.by_signal:
         raise Stopped(f"stopped ({stop.reason}) before training went on; run the same command again")
 
 

@@ -121,7 +121,7 @@ class Trainer:
         self.saved_step = -1
 
     def run(self) -> Counters:
-        """Train to the end of the plan. Raises Stopped, with the state saved, when asked to stop."""
+        """Train to the end of the plan. Raises Stopped, with the state saved, when asked to stop; for want of time after one update at the soonest."""
         self._load()
         progress.enter("first step", batch_tokens=self.plan.batch_tokens)
         start, steps = self.counters.step, self.plan.steps
@@ -130,7 +130,7 @@ class Trainer:
         self._beat("train")
         try:
             while self.counters.step < steps:
-                self._stop_if_asked()
+                self._stop_if_asked(self.stop.by_signal if self.counters.step == start else bool(self.stop))
                 self._update()
                 if self.counters.step == start + 1:
                     gc.collect()
@@ -220,8 +220,8 @@ class Trainer:
 
     # --- resume state ------------------------------------------------------------------------------------------------
 
-    def _stop_if_asked(self) -> None:
-        if not self.runtime.any_rank(bool(self.stop)):
+    def _stop_if_asked(self, asked: bool) -> None:
+        if not self.runtime.any_rank(asked):
             return
         reason = self.stop.reason or "another rank was asked to"
         if self.runtime.is_main:
