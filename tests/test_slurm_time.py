@@ -11,7 +11,7 @@ from workspace import Workspace
 
 Limited = Future[Driver]
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_a_training_goes_through_three_time_limits(cluster: Cluster, limited: Limited, undisturbed: Workspace) -> None:
