@@ -57,8 +57,8 @@ def training_jobs(**resources: Any) -> list[Job]:
 
 
 def test_a_profile_names_card_price_and_limit() -> None:
-    facts = read_facts("base_train", {**A100, "nodes": "2", "runtime_limit": 720, "gpu_price_cents": 125, "slurm_account": "class"})
-    assert (facts.gpus, facts.nodes, facts.runtime_limit, facts.price, facts.price_source) == (8, 2, 720, 1.25, "profile")
+    facts = read_facts("base_train", {**A100, "nodes": "1", "runtime_limit": 720, "gpu_price_cents": 125, "slurm_account": "class"})
+    assert (facts.gpus, facts.nodes, facts.runtime_limit, facts.price, facts.price_source) == (8, 1, 720, 1.25, "profile")
     assert facts.card and facts.card.name == "A100" and facts.memory_bytes == 80 * GIB
 
 
@@ -88,6 +88,11 @@ def test_the_price_is_the_profiles_else_the_experiments_else_the_usual_one() -> 
         ({"runtime_limit": 0}, "profile: base_train.runtime_limit=0: not a whole number of at least 1; "),
         ({"runtime_limit": "12h"}, "profile: base_train.runtime_limit=12h: not a whole number of at least 1; "),
         ({"nodes": 0}, "profile: base_train.nodes=0: not a whole number of at least 1; "),
+        ({**A100, "nodes": 2}, "profile: base_train.nodes=2, gpu=8: with several nodes give gres (as in gpu:a100:8, of each node) "),
+        ({**A100, "gres": "gpu:a100:8", "nodes": 2}, "profile: base_train.nodes=2, gpu=8: with several nodes give gres "),
+        ({"gres": "a100:8", "nodes": 2}, "profile: base_train.gres=a100:8: no GPUs in words that snakemake hands to SLURM; write gpu:a100:8 or gpu:8"),
+        ({"gres": "'gpu:a100:8'"}, "profile: base_train.gres='gpu:a100:8': no GPUs in words that "),
+        ({"gres": "gpu:nvidia_a100-sxm4-80gb:8"}, "profile: base_train.gres=gpu:nvidia_a100-sxm4-80gb:8: no GPUs in words that "),
     ],
 )
 def test_a_wrong_value_is_one_sentence_with_its_key(wrong: dict[str, Any], sentence: str) -> None:

@@ -25,6 +25,7 @@ from nanochat.hardware import ACCELERATORS, OTHER_PRICE, Accelerator, accelerato
 
 MEASURED_KEY = "speed_permille"  # written by the driver into the resources of its jobs, see planner.py
 LEAST = {"gpu": 0, "nodes": 1, "runtime_limit": 1, "gpu_price_cents": 0, "gpu_tflops": 1, "gpu_memory_gb": 1, MEASURED_KEY: 1}
+GPU_GRES = r"gpu(?::([\w.]+))?:(\d+)"  # the names that snakemake's SLURM plugin takes
 ROUNDED = {"gpu_price": "gpu_price_cents"}  # keys that someone may try, and that snakemake would round
 
 
@@ -64,27 +65,32 @@ def read_facts(rule: str, resources: Mapping[str, Any], *, price_of_experiment: 
     for wrong, right in ROUNDED.items():
         if wrong in resources:
             raise UserError(f"profile: {rule}.{wrong}={resources[wrong]}: snakemake rounds it to whole numbers; write {right}")
-    resources = _without_gres(resources)
     numbers = {key: _number(rule, key, resources[key], least) for key, least in LEAST.items() if key in resources}
-    gpus = numbers.get("gpu", 0)
+    nodes, gpus, limit = numbers.get("nodes", 1), numbers.get("gpu", 0), numbers.get("runtime_limit")
+    if nodes > 1 and gpus:
+        cure = "with several nodes give gres (as in gpu:a100:8, of each node) in place of gpu and gpu_model"
+        raise UserError(f"profile: {rule}.nodes={nodes}, gpu={gpus}: {cure}")
+    if each_node := _gres(rule, resources):
+        resources, gpus = {**each_node, **resources}, int(each_node["gpu"])
     card, name = _card(rule, resources, numbers) if gpus else (None, None)
-    if gpus and card is None and "runtime_limit" not in numbers:  # jobs run on this very machine
+    if gpus and card is None and limit is None:  # jobs run on this very machine
         name = local_gpu() or name
         card = accelerator(name)
     if card and "gpu_memory_gb" in numbers:
         card = replace(card, memory_gib=numbers["gpu_memory_gb"])
     price, source = _price(numbers, card, price_of_experiment) if gpus else (None, "")
     measured = numbers[MEASURED_KEY] / 1000 if MEASURED_KEY in numbers else None
-    nodes, limit = numbers.get("nodes", 1), numbers.get("runtime_limit")
-    return Facts(gpus * nodes if "gres" in resources else gpus, nodes, card, card.name if card else name, limit, price, source, measured)
+    return Facts(gpus * nodes, nodes, card, card.name if card else name, limit, price, source, measured)
 
 
-def _without_gres(resources: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`gres` as gpu and gpu_model, of each node."""
-    asked = re.fullmatch(r"gpu(?::([\w.]+?))??:(\d+)", str(resources.get("gres", "")).strip())
-    if asked is None:
-        return {key: value for key, value in resources.items() if key != "gres"}
-    return {**({"gpu_model": asked[1]} if asked[1] else {}), **resources, "gpu": asked[2]}
+def _gres(rule: str, resources: Mapping[str, Any]) -> dict[str, str]:
+    """What `gres` says of each node's gpu and gpu_model; nothing without GPUs. One that would be overlooked, so that its job ran on a CPU, is refused."""
+    text = str(resources.get("gres", "")).strip()
+    if asked := re.fullmatch(GPU_GRES, text):
+        return {"gpu": asked[2], **({"gpu_model": asked[1]} if asked[1] else {})}
+    if "gpu" in text.lower() or accelerator(text):
+        raise UserError(f"profile: {rule}.gres={text}: no GPUs in words that snakemake hands to SLURM; write gpu:a100:8 or gpu:8, of each node")
+    return {}
 
 
 def _number(rule: str, key: str, value: Any, least: int) -> int:
