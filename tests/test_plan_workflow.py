@@ -189,11 +189,39 @@ def test_what_does_not_exist_is_one_sentence(empty_workspace: Workspace, argumen
     assert done.stderr.startswith(f"nanochat: error: {sentence}") and len(done.stderr.splitlines()) == 1, done.stderr
 
 
-def test_a_wrong_experiment_is_the_workflows_own_sentence(empty_workspace: Workspace) -> None:
+PROFILES = {
+    "mem_mb": ("set-resources: {base_train: {mem_mb: 128 giga}}", "snakemake cannot plan this: rule base_train: Resource 'mem_mb' assigned "),
+    "runtime": ("set-resources: {base_train: {runtime: soon}}", "snakemake cannot plan this: rule base_train: Resource 'runtime' with value 'soon' could not "),
+    "threads": ("set-threads: {base_train: two of them}", 'snakemake cannot plan this: Resource("_cores", "two of them") of type '),
+    "retries": ("retries: many", "snakemake cannot plan this: profile or command line: argument --retries/--restart-times/-T: invalid int value: 'many'"),
+    "unknown": ("retires: 3", "snakemake cannot plan this: profile or command line: unrecognized arguments: --retires=3"),
+    "empty": ("", "snakemake cannot plan this: profile or command line: The config file doesn't appear to contain 'key: value' pairs"),
+    "yaml": ("retries: [1", "snakemake cannot plan this: profile or command line: Couldn't parse config file: "),
+    "experiment": ("configfile: gone.yaml", "--profile=profiles/machine: there is no gone.yaml, which it names; give configfile in it, or --configfile, "),
+}
+
+
+@pytest.mark.parametrize("key", PROFILES)
+def test_what_snakemake_finds_wrong_in_a_profile_is_said_in_its_sentence(empty_workspace: Workspace, key: str) -> None:
+    profile, (content, sentence) = write_profile(empty_workspace), PROFILES[key]
+    empty_workspace.path(f"{profile}/profile.yaml").write_text(content, encoding="utf-8")
+    done = empty_workspace.nanochat("plan", "--profile", profile)
+    assert (done.returncode, done.stdout) == (2, ""), done.stdout
+    assert done.stderr.startswith(f"nanochat: error: {sentence}") and len(done.stderr.splitlines()) == 1, done.stderr
+    assert not re.search("Traceback|Using |Wildcards|VALUE", done.stderr), done.stderr
+
+
+def test_a_wrong_experiment_is_the_workflows_own_sentences(empty_workspace: Workspace) -> None:
     configure(empty_workspace, "runs", "tiny", "base_train", "depth", to=0)
-    done = empty_workspace.nanochat("plan")
-    assert done.returncode == 2
-    assert done.stderr.startswith("nanochat: error: config.yaml: runs.tiny.base_train.depth=0")
+    configure(empty_workspace, "tokenizers", "tiny", "vocab_size", to=1)
+    said = [empty_workspace.nanochat("plan"), empty_workspace.nanochat("preflight"), empty_workspace.snakemake("--dry-run", "--quiet")]
+    for done in said:
+        assert done.returncode == 2
+        sentences = [line for line in done.stderr.splitlines() if not line.startswith("Using ")]
+        assert [line.partition("=")[0] for line in sentences] == [
+            "nanochat: error: config.yaml: tokenizers.tiny.vocab_size",
+            "nanochat: error: config.yaml: runs.tiny.base_train.depth",
+        ]
 
 
 def test_too_few_retries_are_said_by_plans_and_refused_before_anything_starts(workspace: Workspace) -> None:

@@ -86,7 +86,8 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
-def _fail(sentence: str) -> None:
+def _fail(sentences: str) -> None:
     progress.let_rank_0_speak()
-    print(f"nanochat: error: {sentence}", file=sys.stderr, flush=True)
+    for sentence in sentences.splitlines():
+        print(f"nanochat: error: {sentence}", file=sys.stderr, flush=True)
     sys.exit(EXIT_USER_ERROR)
