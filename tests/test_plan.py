@@ -102,10 +102,17 @@ def test_a_wrong_value_is_one_sentence_with_its_key(wrong: dict[str, Any], sente
 
 
 def test_a_card_that_is_not_known_can_be_described() -> None:
-    with pytest.raises(UserError, match="not a known GPU"):
-        read_facts("base_train", {"gpu": 4, "gpu_model": "mi300"})
+    for half in ({}, {"gpu_tflops": 1307}, {"gpu_memory_gb": 192}):
+        with pytest.raises(UserError, match="not a known GPU; .* or gpu_tflops and gpu_memory_gb for another card"):
+            read_facts("base_train", {"gpu": 4, "gpu_model": "mi300", **half})
     facts = read_facts("base_train", {"gpu": 4, "gpu_model": "mi300", "gpu_tflops": 1307, "gpu_memory_gb": 192})
     assert facts.card and facts.card.peak_flops == 1307e12 and facts.memory_bytes == 192 * GIB
+    assert (facts.price, facts.price_source) == (2.00, "assumed")
+
+
+def test_a_known_card_of_another_speed_stays_what_it_is() -> None:
+    usual, slower = read_facts("base_train", A100).card, read_facts("base_train", {**A100, "gpu_tflops": 250}).card
+    assert usual is not None and slower == replace(usual, peak_flops=250e12)
 
 
 def test_the_driver_names_the_card_of_this_machine(tmp_path: Path) -> None:

@@ -105,13 +105,11 @@ def _card(rule: str, resources: Mapping[str, Any], numbers: Mapping[str, int]) -
         if (name := resources.get(key)) is None:
             continue
         kind = accelerator(str(name))
-        if "gpu_tflops" in numbers:
-            price = kind.price if kind else OTHER_PRICE
-            return Accelerator(str(name), numbers["gpu_tflops"] * 1e12, numbers.get("gpu_memory_gb", 1), price), str(name)
-        if kind is None:
+        if kind is None and not {"gpu_tflops", "gpu_memory_gb"} <= set(numbers):
             cure = f"write gpu_kind: one of {known_cards()}, or gpu_tflops and gpu_memory_gb for another card"
             raise UserError(f"profile: {rule}.{key}={name}: not a known GPU; {cure}")
-        return kind, str(name)
+        kind = kind or Accelerator(str(name), 0.0, 0, OTHER_PRICE)
+        return replace(kind, peak_flops=numbers.get("gpu_tflops", 0) * 1e12 or kind.peak_flops), str(name)
     return None, None
 
 
@@ -120,7 +118,7 @@ def _price(numbers: Mapping[str, int], card: Accelerator | None, of_experiment: 
         return numbers["gpu_price_cents"] / 100, "profile"
     if of_experiment > 0:
         return of_experiment, "report.gpu_hour_price"
-    return (card.price, f"usual price of {card.name}") if card else (OTHER_PRICE, "assumed")
+    return (card.price, f"usual price of {card.name}") if card and accelerator(card.name) else (OTHER_PRICE, "assumed")
 
 
 def local_gpu(folder: Path = Path("/proc/driver/nvidia/gpus")) -> str | None:
