@@ -124,3 +124,5 @@ include: "rules/mid_train.smk"
 include: "rules/chat_sft.smk"
 include: "rules/evaluate.smk"
 include: "rules/report.smk"
+
+refuse_unknown_rules()

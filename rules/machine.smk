@@ -26,6 +26,15 @@ def plan_on_this_machine() -> Planner:
     return planner
 
 
+def refuse_unknown_rules() -> None:
+    """End the program where set-resources or set-threads name what makes nothing here. It would be ignored, and a trainer get no GPU."""
+    settings, makers = workflow.resource_settings, [rule.name for rule in workflow.rules if rule.output]
+    named = {"set-resources": settings._parsed_overwrite_resources, "set-threads": settings._parsed_overwrite_threads}
+    wrong = [f"profile: {key}.{name}: no such rule" for key, rules in named.items() for name in rules if name not in makers]
+    if wrong and workflow.is_main_process:
+        end_with(f"{sentence}; the rules are {', '.join(makers)}" for sentence in wrong)
+
+
 def resources_of(rule: str) -> dict:
     """What the profile says of a rule's jobs: name -> value as it stands there; set-resources above default-resources."""
     settings = workflow.resource_settings

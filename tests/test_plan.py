@@ -83,6 +83,8 @@ def test_the_price_is_the_profiles_else_the_experiments_else_the_usual_one() -> 
         ({"gpu": 8, "gpu_kind": "fast"}, "profile: base_train.gpu_kind=fast: not a known GPU; "),
         ({**A100, "gpu_price_cents": -5}, "profile: base_train.gpu_price_cents=-5: not a whole number of at least 0; "),
         ({**A100, "gpu_price": 1.79}, "profile: base_train.gpu_price=1.79: snakemake rounds it to whole numbers; write gpu_price_cents"),
+        ({**A100, "gpu_price_cent": 125}, "profile: base_train.gpu_price_cent: no such key; those of cards are gpu, gpu_model, "),
+        ({"gpus": 8}, "profile: base_train.gpus: no such key; those of cards are gpu, "),
         ({"gpu": -1}, "profile: base_train.gpu=-1: not a whole number of at least 0; "),
         ({"gpu": "eight"}, "profile: base_train.gpu=eight: not a whole number of at least 0; "),
         ({"runtime_limit": 0}, "profile: base_train.runtime_limit=0: not a whole number of at least 1; "),
@@ -103,7 +105,7 @@ def test_a_wrong_value_is_one_sentence_with_its_key(wrong: dict[str, Any], sente
 
 def test_a_card_that_is_not_known_can_be_described() -> None:
     for half in ({}, {"gpu_tflops": 1307}, {"gpu_memory_gb": 192}):
-        with pytest.raises(UserError, match="not a known GPU; .* or gpu_tflops and gpu_memory_gb for another card"):
+        with pytest.raises(UserError, match=r"not a known GPU; .* or gpu_tflops and gpu_memory_gb for another card"):
             read_facts("base_train", {"gpu": 4, "gpu_model": "mi300", **half})
     facts = read_facts("base_train", {"gpu": 4, "gpu_model": "mi300", "gpu_tflops": 1307, "gpu_memory_gb": 192})
     assert facts.card and facts.card.peak_flops == 1307e12 and facts.memory_bytes == 192 * GIB

@@ -164,6 +164,17 @@ def test_a_wrong_machine_is_one_sentence(empty_workspace: Workspace, trainers: d
         assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("name", ["base_trian", "evaluate"])  # misspelt; what names files that others make
+@pytest.mark.parametrize("key", ["set-resources: {NAME: {mem_mb: 5}}", "set-threads: {NAME: 5}"])
+def test_a_profile_for_a_rule_that_makes_nothing_is_one_sentence(empty_workspace: Workspace, key: str, name: str) -> None:
+    profile = write_profile(empty_workspace)
+    empty_workspace.path(f"{profile}/profile.yaml").write_text(key.replace("NAME", name), encoding="utf-8")
+    done = empty_workspace.nanochat("plan", "--profile", profile)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"nanochat: error: profile: {key.partition(':')[0]}.{name}: no such rule; the rules are fetch_"), done.stderr
+    assert "base_train, mid_train, chat_sft, evaluate_task" in done.stderr
+
+
 def test_a_negative_price_is_one_sentence(empty_workspace: Workspace) -> None:
     """Snakemake refuses it by itself, before it reads the workflow."""
     profile = write_profile(empty_workspace, gpu=2, gpu_model="a100", gpu_price_cents=-1)

@@ -26,6 +26,7 @@ from nanochat.hardware import ACCELERATORS, OTHER_PRICE, Accelerator, accelerato
 MEASURED_KEY = "speed_permille"  # written by the driver into the resources of its jobs, see planner.py
 LEAST = {"gpu": 0, "nodes": 1, "runtime_limit": 1, "gpu_price_cents": 0, "gpu_tflops": 1, "gpu_memory_gb": 1, MEASURED_KEY: 1}
 GPU_GRES = r"gpu(?::([\w.]+))?:(\d+)"  # the names that snakemake's SLURM plugin takes
+OF_CARDS = ("gpu", "gpu_model", "gpu_kind", "gpu_tflops", "gpu_memory_gb", "gpu_price_cents")
 ROUNDED = {"gpu_price": "gpu_price_cents"}  # keys that someone may try, and that snakemake would round
 
 
@@ -65,6 +66,8 @@ def read_facts(rule: str, resources: Mapping[str, Any], *, price_of_experiment: 
     for wrong, right in ROUNDED.items():
         if wrong in resources:
             raise UserError(f"profile: {rule}.{wrong}={resources[wrong]}: snakemake rounds it to whole numbers; write {right}")
+    if unknown := [key for key in resources if key.startswith("gpu") and key not in OF_CARDS]:
+        raise UserError(f"profile: {rule}.{unknown[0]}: no such key; those of cards are {', '.join(OF_CARDS)}")
     numbers = {key: _number(rule, key, resources[key], least) for key, least in LEAST.items() if key in resources}
     nodes, gpus, limit = numbers.get("nodes", 1), numbers.get("gpu", 0), numbers.get("runtime_limit")
     if nodes > 1 and gpus:
