@@ -155,6 +155,7 @@ def test_a_stage_that_does_not_fit_says_its_restarts_and_the_retries_it_needs() 
     assert [item.restarts for item in enough.jobs] == [4, 0, 0]
     assert enough.problems == []
     assert "base_train d20: does not fit into one job, 4 restarts" in totals(enough)
+    assert make_plan(short, [Job(1, "report_write", {}, ["r.md"], resources={"runtime": 60})], retries=-1).problems == [], "as many as 0"
     assert too_few.problems == ["profile: retries=3: base_train d20 does not fit into one job and takes 4 restarts; set retries: 4 or more"]
 
 
@@ -163,6 +164,13 @@ def test_an_explicit_run_time_above_the_limit_is_refused() -> None:
     assert len(plan.problems) == 3
     assert plan.problems[0].startswith("profile: base_train.runtime=721: above runtime_limit 720 (minutes); ")
     assert make_plan(planner({**A100, "runtime_limit": 720}), training_jobs(runtime=720), retries=3).problems == []
+
+
+def test_a_run_time_of_all_rules_stops_nothing_that_no_scheduler_runs() -> None:
+    local = [Job(1, "preflight", {}, ["results/preflight.json"], resources={"runtime": 721}), Job(2, "report_write", {}, ["r.md"], resources={"runtime": 721})]
+    plan = make_plan(planner({**A100, "runtime_limit": 720}), local)
+    assert len(plan.problems) == 1 and plan.problems[0].startswith("profile: report_write.runtime=721: ")
+    assert planner({"runtime_limit": 20}).runtime("report_write", {}) == 20
 
 
 def test_a_run_time_that_the_profile_sets_is_warned_of_and_never_refused() -> None:

@@ -263,6 +263,14 @@ def test_a_run_time_of_the_profile_wins_and_must_keep_the_limit(empty_workspace:
     assert "profile: base_train.runtime=100: above runtime_limit 60 (minutes); " in done.stderr
 
 
+def test_the_profile_of_a_cluster_keeps_a_shorter_limit_with_one_number_changed(empty_workspace: Workspace) -> None:
+    empty_workspace.replace("profiles/slurm/profile.yaml", "runtime_limit: 720", "runtime_limit: 60")
+    empty_workspace.replace("profiles/slurm/profile.yaml", "gpu: 8", "gpu: 2")
+    plan = plan_of(empty_workspace, "--profile", "slurm", "--configfile", "config.yaml")
+    asked = {job["stage"]: job["runtime_min"] for job in plan["jobs"]}
+    assert plan["problems"] == [] and asked["base_train"] == asked["report"] == 30, asked
+
+
 # --- what a machine never does ---------------------------------------------------------------------------------------
 
 
