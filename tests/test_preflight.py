@@ -1,5 +1,6 @@
 """The preflight's checks, each with what it accepts and what it finds; those of a cluster stand in test_preflight_slurm.py."""
 
+import errno
 import json
 import math
 import os
@@ -201,6 +202,16 @@ def test_a_folder_that_cannot_be_written_is_found(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     (check,) = environment.check_writable(Path("/proc/results"))
     assert check.state == "problem" and "/proc cannot be written" in check.detail
+    assert "chmod u+w" in check.sentence
+
+
+def test_a_full_disk_is_not_cured_by_permissions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_options: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(environment.tempfile, "NamedTemporaryFile", full)
+    (check,) = environment.check_writable(tmp_path)
+    assert check.state == "problem" and "cannot be written (no space left on device); free space or files there (df -h, df -i, quota)" in check.sentence
 
 
 LUSTRE = """\
