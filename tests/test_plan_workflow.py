@@ -1,8 +1,10 @@
 """Plans of the real workflow: what `nanochat plan` and a dry run say, what is refused before it starts, run times in jobs, and how fast it is."""
 
 import json
+import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -173,6 +175,30 @@ def test_a_profile_for_a_rule_that_makes_nothing_is_one_sentence(empty_workspace
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith(f"nanochat: error: profile: {key.partition(':')[0]}.{name}: no such rule; the rules are fetch_"), done.stderr
     assert "base_train, mid_train, chat_sft, evaluate_task" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root, to give a folder to somebody else")
+def test_in_a_folder_that_is_not_ones_own_a_plan_is_refused_with_one_sentence(workspace: Workspace) -> None:
+    """Root may write everywhere: without that privilege, in folders of somebody else."""
+    workspace.path("results/tiny/scores/base/bpb.json").unlink()
+    shutil.chown(workspace.folder, 65534, 65534)
+    for path in workspace.path(".snakemake").rglob("*"):
+        shutil.chown(path, 65534, 65534)
+    rights = "-dac_override,-dac_read_search"
+    command = [str(Path(sys.executable).with_name("snakemake")), "--dry-run"]
+    done = workspace.run("setpriv", "--bounding-set", rights, "--inh-caps", rights, *command)
+    assert done.returncode == 2 and "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
+    sentence = f"nanochat: error: {workspace.folder}/.snakemake/iocache: may not be written, and snakemake keeps notes there "
+    assert done.stderr.splitlines()[-1].startswith(sentence), done.stderr
+
+
+def test_a_planning_that_failed_has_no_totals(workspace: Workspace) -> None:
+    workspace.path("results/tiny/scores/base/bpb.json").unlink()
+    notes = workspace.path(".snakemake/iocache/latest.pkl")
+    notes.unlink(missing_ok=True)
+    notes.mkdir(parents=True)
+    done = workspace.snakemake("--dry-run")
+    assert done.returncode == 1 and "totals" not in done.stdout + done.stderr and "Plan\n" not in done.stdout
 
 
 def test_a_negative_price_is_one_sentence(empty_workspace: Workspace) -> None:
