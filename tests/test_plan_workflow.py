@@ -436,7 +436,7 @@ def test_totals_cost_a_dry_run_little() -> None:
 
 def test_a_plan_that_fails_leaves_the_workflow_alone(workspace: Workspace) -> None:
     workspace.path("results/tiny/scores/base/bpb.json").unlink()
-    workspace.replace("src/nanochat/plan/summary.py", "    planned = [_planned(planner", "    planned = [0 / 0 for job in jobs] and [_planned(planner")
+    workspace.replace("src/nanochat/plan/summary.py", "    planned = _with_kept_copies(", "    planned = [0 / 0 for _ in jobs] and _with_kept_copies(")
     done = workspace.snakemake("--dry-run")
     assert done.returncode == 0 and "rule evaluate_task" in done.stdout
     assert "nanochat: the totals are not available (ZeroDivisionError: " in done.stderr
