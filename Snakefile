@@ -47,7 +47,7 @@ report: "reports/workflow.rst"
 
 
 onstart:
-    if workflow.is_main_process:
+    if workflow.is_main_process and not workflow.touch:
         refuse_the_hopeless()
         check_machine()
         train_last()

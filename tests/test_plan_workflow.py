@@ -278,6 +278,7 @@ def test_too_few_retries_are_said_by_plans_and_refused_before_anything_starts(wo
     assert not list(workspace.path(".snakemake/locks").glob("*")), "and the folder is not left locked"
     enough = write_profile(workspace, gpu=2, gpu_model="a100", runtime_limit=60, retries=int(refused[1]))
     assert workspace.nanochat("plan", "--profile", enough, "base").returncode == 0
+    assert workspace.snakemake("--profile", profile, "--touch", "base").returncode == 0, "which starts nothing"
 
 
 def test_a_run_time_of_the_profile_wins_and_must_keep_the_limit(empty_workspace: Workspace) -> None:
