@@ -80,6 +80,8 @@ def test_the_price_is_the_profiles_else_the_experiments_else_the_usual_one() -> 
     ("wrong", "sentence"),
     [
         ({"gpu": 8, "gpu_model": "a1000"}, "profile: base_train.gpu_model=a1000: not a known GPU; write gpu_kind: one of A100, "),
+        ({"gpu": 8, "gpu_model": "nvidia_a100-sxm4-80gb"}, "profile: base_train.gpu_model=nvidia_a100-sxm4-80gb: snakemake hands only letters, "),
+        ({"gpu": 8, "gpu_kind": "A100", "gpu_model": "a100-80"}, "profile: base_train.gpu_model=a100-80: snakemake hands only letters, "),
         ({"gpu": 8, "gpu_kind": "fast"}, "profile: base_train.gpu_kind=fast: not a known GPU; "),
         ({**A100, "gpu_price_cents": -5}, "profile: base_train.gpu_price_cents=-5: not a whole number of at least 0; "),
         ({**A100, "gpu_price": 1.79}, "profile: base_train.gpu_price=1.79: snakemake rounds it to whole numbers; write gpu_price_cents"),

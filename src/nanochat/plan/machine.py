@@ -104,6 +104,9 @@ def _number(rule: str, key: str, value: Any, least: int) -> int:
 
 
 def _card(rule: str, resources: Mapping[str, Any], numbers: Mapping[str, int]) -> tuple[Accelerator | None, str | None]:
+    if not re.fullmatch(r"[\w.]+", str(model := resources.get("gpu_model", "none"))):
+        cure = f"leave gpu_model out and write gpu_kind: {kind.name if (kind := accelerator(str(model))) else 'what it is'}"
+        raise UserError(f"profile: {rule}.gpu_model={model}: snakemake hands only letters, digits, _ and . to SLURM; {cure}")
     for key in ("gpu_kind", "gpu_model"):
         if (name := resources.get(key)) is None:
             continue
