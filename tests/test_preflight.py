@@ -147,6 +147,24 @@ def test_estimated_space_is_what_the_miniature_really_took(finished: Workspace) 
     assert taken("tiny/*/*.safetensors") == pytest.approx(sizes["models"], rel=0.1)
 
 
+def test_what_will_be_made_again_is_counted_again(workspace: Workspace) -> None:
+    def left(*keys: str, **values: Any) -> dict[str, int]:
+        def change(content: dict[str, Any]) -> None:
+            for key in keys:
+                content = content[key]
+            content.update(values)
+
+        workspace.configure(change)
+        return environment.missing_bytes(space_needed(config.load(workspace.path("config.yaml"))), workspace.folder)
+
+    assert left() == {}
+    last = left("runs", "tiny", "chat_sft", lr_fraction=0.5)
+    assert left("runs", "tiny", "base_train", save_every_s=1) == last, "housekeeping makes nothing again"
+    deeper = left("runs", "tiny", "base_train", depth=2)
+    assert set(last) == set(deeper) == {"models", "resume states"} and deeper["models"] > 3 * last["models"]
+    assert set(left("corpora", "tiny", sequence_len=64)) == {"tokens", "models", "resume states"}
+
+
 def test_the_disk_that_is_checked_is_the_disk_of_the_plan(empty_workspace: Workspace) -> None:
     """Beside what is fetched, of which the plan counts the downloads alone."""
     planned = json.loads(empty_workspace.nanochat("plan", "--json", "--profile", "slurm").stdout)

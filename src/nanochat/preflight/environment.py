@@ -129,10 +129,10 @@ def check_clock(before: float, stamped: float, after: float) -> Check:
 
 
 def missing_bytes(needed: Iterable[Space], folder: Path) -> dict[str, int]:
-    """{what: bytes} that are still to be written: what has its marker below `folder` is there already."""
+    """{what: bytes} that are still to be written below `folder`: what is there as the experiment asks for it is left out."""
     left: dict[str, int] = {}
     for item in needed:
-        if not (folder / item.marker).is_file():
+        if not item.is_there(folder):
             left[item.what] = left.get(item.what, 0) + item.bytes
     return left
 
