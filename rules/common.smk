@@ -41,8 +41,7 @@ def read_experiment(given):
         update_config(content, given)
         return experiments.validate(content, "config.yaml with --config")
     except UserError as error:
-        print(f"nanochat: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        end_with(str(error).splitlines())
 
 
 def one_of(names: Iterable[str]) -> str:

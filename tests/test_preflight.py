@@ -1,5 +1,6 @@
 """The preflight's checks, each with what it accepts and what it finds; those of a cluster stand in test_preflight_slurm.py."""
 
+import errno
 import json
 import math
 import os
@@ -146,6 +147,24 @@ def test_estimated_space_is_what_the_miniature_really_took(finished: Workspace) 
     assert taken("tiny/*/*.safetensors") == pytest.approx(sizes["models"], rel=0.1)
 
 
+def test_what_will_be_made_again_is_counted_again(workspace: Workspace) -> None:
+    def left(*keys: str, **values: Any) -> dict[str, int]:
+        def change(content: dict[str, Any]) -> None:
+            for key in keys:
+                content = content[key]
+            content.update(values)
+
+        workspace.configure(change)
+        return environment.missing_bytes(space_needed(config.load(workspace.path("config.yaml"))), workspace.folder)
+
+    assert left() == {}
+    last = left("runs", "tiny", "chat_sft", lr_fraction=0.5)
+    assert left("runs", "tiny", "base_train", save_every_s=1) == last, "housekeeping makes nothing again"
+    deeper = left("runs", "tiny", "base_train", depth=2)
+    assert set(last) == set(deeper) == {"models", "resume states"} and deeper["models"] > 3 * last["models"]
+    assert set(left("corpora", "tiny", sequence_len=64)) == {"tokens", "models", "resume states"}
+
+
 def test_the_disk_that_is_checked_is_the_disk_of_the_plan(empty_workspace: Workspace) -> None:
     """Beside what is fetched, of which the plan counts the downloads alone."""
     planned = json.loads(empty_workspace.nanochat("plan", "--json", "--profile", "slurm").stdout)
@@ -201,6 +220,16 @@ def test_a_folder_that_cannot_be_written_is_found(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     (check,) = environment.check_writable(Path("/proc/results"))
     assert check.state == "problem" and "/proc cannot be written" in check.detail
+    assert "chmod u+w" in check.sentence
+
+
+def test_a_full_disk_is_not_cured_by_permissions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_options: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(environment.tempfile, "NamedTemporaryFile", full)
+    (check,) = environment.check_writable(tmp_path)
+    assert check.state == "problem" and "cannot be written (no space left on device); free space or files there (df -h, df -i, quota)" in check.sentence
 
 
 LUSTRE = """\

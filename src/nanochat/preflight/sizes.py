@@ -1,11 +1,14 @@
 """How much disk an experiment takes, part by part, so that what is there already can be left out. The figures are those of the plan."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from nanochat.config import STAGE_OF_PHASE, Experiment, corpus_chunks, fetch_config
+from nanochat.artifacts import read_json
+from nanochat.config import STAGE_OF_PHASE, Experiment, base_train_config, corpus_chunks, fetch_config, identity, tokenize_config, tune_config
 from nanochat.data.sources import WHEELS
+from nanochat.errors import UserError
 from nanochat.plan.texts import download, text_bytes
 from nanochat.plan.work import Works, token_file_bytes
 from nanochat.preflight.needs import data_needs
@@ -24,6 +27,19 @@ class Space:
     what: str
     bytes: int
     marker: str
+    made_from: Mapping[str, Any] = field(default_factory=dict)  # config.json of a stage -> what it has to say; another one is made again
+
+    def is_there(self, folder: Path) -> bool:
+        """Whether it has been written below `folder` as the experiment now asks for it."""
+        return (folder / self.marker).is_file() and all(_says(folder / file, config) for file, config in self.made_from.items())
+
+
+def _says(file: Path, config: Any) -> bool:
+    """Whether a stage left this configuration beside its results; one that cannot be read says nothing against it."""
+    try:
+        return not file.is_file() or identity(read_json(file)) == config
+    except (UserError, AttributeError):
+        return True
 
 
 def space_needed(experiment: Experiment) -> list[Space]:
@@ -52,7 +68,8 @@ def _tokens(experiment: Experiment) -> Iterator[Space]:
             source = experiment.source(chunk.source)
             text = text_bytes(source, chunk.part, fetch_config(experiment, chunk.source, chunk.part), split=chunk.split)
             size = token_file_bytes(ROWS_BYTES[source.kind] if text is None else text, experiment.tokenizers[tokenizer].vocab_size)
-            yield Space("tokens", size, f"results/tokens/{corpus}.{tokenizer}/{chunk.name}/manifest.json")
+            place = f"results/tokens/{corpus}.{tokenizer}/{chunk.name}"
+            yield Space("tokens", size, f"{place}/manifest.json", {f"{place}/config.json": tokenize_config(experiment, corpus, chunk)})
 
 
 def _models(experiment: Experiment) -> Iterator[Space]:
@@ -60,6 +77,9 @@ def _models(experiment: Experiment) -> Iterator[Space]:
     for name, run in experiment.runs.items():
         stages = [STAGE_OF_PHASE[phase] for phase in run.phases]
         trainings = {stage: works.training(stage, name, 1, None) for stage in stages}
-        yield Space("resume states", max(training.resume_bytes for training in trainings.values()), f"results/{name}/{stages[-1]}/manifest.json")
+        made_from: dict[str, Any] = {}  # its own stage and all before it
         for stage, training in trainings.items():
-            yield Space("models", training.kept_bytes, f"results/{name}/{stage}/manifest.json")
+            made_from |= {f"results/{name}/{stage}/config.json": identity(base_train_config(run) if stage == "base_train" else tune_config(run, stage))}
+            yield Space("models", training.kept_bytes, f"results/{name}/{stage}/manifest.json", dict(made_from))
+        resume = max(training.resume_bytes for training in trainings.values())
+        yield Space("resume states", resume, f"results/{name}/{stages[-1]}/manifest.json", made_from)
