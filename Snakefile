@@ -51,6 +51,7 @@ onstart:
     if workflow.is_main_process:
         hold_folder()
         outlive_the_terminal()
+    if workflow.is_main_process and not workflow.touch:
         refuse_the_hopeless()
         check_machine()
         train_last()
@@ -127,3 +128,5 @@ include: "rules/mid_train.smk"
 include: "rules/chat_sft.smk"
 include: "rules/evaluate.smk"
 include: "rules/report.smk"
+
+refuse_unknown_rules()

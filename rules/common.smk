@@ -14,7 +14,7 @@ from nanochat.artifacts import canonical_json
 from nanochat.config import STAGE_OF_PHASE
 from nanochat.data.readers_local import listing, local_files
 from nanochat.errors import UserError
-from nanochat.preflight.needs import REFERENCES
+from nanochat.preflight.needs import REFERENCES, data_needs
 
 
 def shell_prefix() -> str:
@@ -41,8 +41,7 @@ def read_experiment(given):
         update_config(content, given)
         return experiments.validate(content, "config.yaml with --config")
     except UserError as error:
-        print(f"nanochat: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        end_with(str(error).splitlines())
 
 
 def one_of(names: Iterable[str]) -> str:
@@ -168,12 +167,7 @@ def every_source() -> list[str]:
 
 def every_fetched(runs: Iterable[str]) -> list[str]:
     """Manifests of all that these runs fetch."""
-    files = [fetched(source) for source in REFERENCES]
-    for run in (EXPERIMENT.runs[name] for name in runs):
-        files += corpus_text(run.corpus) + corpus_text(EXPERIMENT.tokenizers[run.tokenizer].corpus)
-        files += [file for phase in run.phases[1:] for file in tuning_data(run, STAGE_OF_PHASE[phase])]
-        files += [file for task in run.evaluate for file in task_data(run, task)]
-    return unique(files)
+    return unique(need.manifest for need in data_needs(EXPERIMENT, runs))
 
 
 def every_tokens(runs: Iterable[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 from snakemake.resources import Resources
 
@@ -16,6 +17,7 @@ def plan_on_this_machine() -> Planner:
     """The planner of this experiment under this profile. A wrong value of the profile ends the program with one sentence."""
     planner = Planner(EXPERIMENT, facts_of, cores=cores_of, reads_results=workflow.is_main_process)
     if workflow.is_main_process:
+        refuse_a_foreign_folder()
         try:
             for name in (*TRAINING, "evaluate_task", "tokenizer_train", "tokenize"):
                 planner.facts(name)
@@ -24,6 +26,23 @@ def plan_on_this_machine() -> Planner:
         hand_down_rates(planner)
     watch(workflow, planner)
     return planner
+
+
+def refuse_a_foreign_folder() -> None:
+    """End the program with one sentence where snakemake would fail with a traceback, since it keeps notes even of a dry run."""
+    notes = Path(".snakemake/iocache")
+    wanted = [next(path for path in (notes, notes.parent, Path()) if path.is_dir()), *notes.glob("latest.pkl")]
+    if closed := [path.absolute() for path in wanted if not os.access(path, os.W_OK)]:
+        end_with([f"{closed[0]}: may not be written, and snakemake keeps notes there even of a dry run; work in a clone of your own"])
+
+
+def refuse_unknown_rules() -> None:
+    """End the program where set-resources or set-threads name what makes nothing here. It would be ignored, and a trainer get no GPU."""
+    settings, makers = workflow.resource_settings, [rule.name for rule in workflow.rules if rule.output]
+    named = {"set-resources": settings._parsed_overwrite_resources, "set-threads": settings._parsed_overwrite_threads}
+    wrong = [f"profile: {key}.{name}: no such rule" for key, rules in named.items() for name in rules if name not in makers]
+    if wrong and workflow.is_main_process:
+        end_with(f"{sentence}; the rules are {', '.join(makers)}" for sentence in wrong)
 
 
 def resources_of(rule: str) -> dict:

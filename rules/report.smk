@@ -27,6 +27,7 @@ rule report_write:
     threads: 1
     resources:
         mem_mb=2000,
+        runtime=runtime_of("report_write"),
     shell:
         """
         nanochat report \

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster import Cluster, Driver, edit_profile
@@ -14,16 +15,27 @@ from faults import FAULTS
 from filelock import FileLock
 from trainings import STEPS, prepare, train, train_here
 from workspace import REPOSITORY, Workspace
+from xdist.scheduler import LoadScopeScheduling
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares a cluster or a file stays on one worker (--dist loadgroup); what takes long begins first."""
+    """What takes long begins first, so that no worker is left alone with it at the end."""
     slow_files = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("workflow")}
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items.sort(key=lambda item: (item.get_closest_marker("slurm") is None, item.path not in slow_files))
+
+
+class OneWorkerForEachFile(LoadScopeScheduling):
+    """A file's tests share their fixtures on one worker, and those of the cluster stay on one: they stop its daemons."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = Path(nodeid.split("::", 1)[0])
+        return "cluster" if file.name.startswith("test_slurm_") else str(file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """In the order above; --dist loadgroup would do without a class, but xdist 3.8 splits groups under pytest 9."""
+    config.option.loadscopereorder = False
+    return OneWorkerForEachFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import time
 from types import ModuleType
 
 import pytest
+from workspace import REPOSITORY
 
 from nanochat import cli, runtime
 from nanochat.errors import Stopped, UserError
@@ -131,3 +132,13 @@ def test_waiting_threads_sleep_soon_unless_the_user_has_set_how(own: dict[str, s
     free = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     done = subprocess.run([sys.executable, "-c", code], env={**free, **own}, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == expected
+
+
+@pytest.mark.parametrize("verb", ["plan", "preflight"])
+def test_a_reader_that_leaves_ends_no_verb_with_a_traceback(verb: str) -> None:
+    speaker = [sys.executable, "-m", "nanochat", verb, "--configfile", "tests/tiny.yaml", "--json"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as closed:
+        done = subprocess.run(speaker, stdout=closed, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, check=False)
+    assert (done.returncode, done.stderr) == (cli.EXIT_NOBODY_READS, "")

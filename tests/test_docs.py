@@ -64,3 +64,11 @@ def test_examples_of_experiments_are_valid(page: Path) -> None:
 def test_pages_speak_of_no_particular_machine() -> None:
     for page in PAGES:
         assert not re.search(r"/(home|root|work|Users)/", page.read_text(encoding="utf-8")), page
+
+
+def test_every_setting_of_the_clusters_profile_is_explained() -> None:
+    profile = yaml.safe_load((ROOT / "profiles/slurm/profile.yaml").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/how-to/cluster.md").read_text(encoding="utf-8")
+    settings = {*profile, *profile["default-resources"]}.union(*profile["set-resources"].values(), profile["set-threads"])
+    inside = {"default-resources", "set-resources", "base_train", "mid_train", "chat_sft"}  # named as what settings stand in, or as training rules
+    assert [name for name in sorted(settings - inside) if f"`{name}`" not in page] == []

@@ -271,8 +271,9 @@ def test_a_rule_of_several_nodes_counts_the_gpus_of_each_and_refuses_those_of_al
     told = empty_workspace.snakemake(*plan, "base_train:gres=gpu:a100:4")
     assert "on_nodes 2 4 nanochat base_train" in told.stdout and '--ranks "$(ranks 4)"' in told.stdout, told.stderr
     refused = empty_workspace.snakemake(*plan, "base_train:gpu=8")
-    assert refused.returncode == 1
-    assert "nodes=2, gpu=8: with several nodes give gres (as in gpu:a100:8, of each node) in place of gpu and gpu_model" in refused.stdout + refused.stderr
+    assert refused.returncode == 2
+    cure = "with several nodes give gres (as in gpu:a100:8, of each node) in place of gpu and gpu_model"
+    assert f"nanochat: error: profile: base_train.nodes=2, gpu=8: {cure}\n" in refused.stderr
 
 
 # --- torchrun ---------------------------------------------------------------------------------------------------------

@@ -57,8 +57,8 @@ def training_jobs(**resources: Any) -> list[Job]:
 
 
 def test_a_profile_names_card_price_and_limit() -> None:
-    facts = read_facts("base_train", {**A100, "nodes": "2", "runtime_limit": 720, "gpu_price_cents": 125, "slurm_account": "class"})
-    assert (facts.gpus, facts.nodes, facts.runtime_limit, facts.price, facts.price_source) == (8, 2, 720, 1.25, "profile")
+    facts = read_facts("base_train", {**A100, "nodes": "1", "runtime_limit": 720, "gpu_price_cents": 125, "slurm_account": "class"})
+    assert (facts.gpus, facts.nodes, facts.runtime_limit, facts.price, facts.price_source) == (8, 1, 720, 1.25, "profile")
     assert facts.card and facts.card.name == "A100" and facts.memory_bytes == 80 * GIB
 
 
@@ -80,14 +80,23 @@ def test_the_price_is_the_profiles_else_the_experiments_else_the_usual_one() -> 
     ("wrong", "sentence"),
     [
         ({"gpu": 8, "gpu_model": "a1000"}, "profile: base_train.gpu_model=a1000: not a known GPU; write gpu_kind: one of A100, "),
+        ({"gpu": 8, "gpu_model": "nvidia_a100-sxm4-80gb"}, "profile: base_train.gpu_model=nvidia_a100-sxm4-80gb: snakemake hands only letters, "),
+        ({"gpu": 8, "gpu_kind": "A100", "gpu_model": "a100-80"}, "profile: base_train.gpu_model=a100-80: snakemake hands only letters, "),
         ({"gpu": 8, "gpu_kind": "fast"}, "profile: base_train.gpu_kind=fast: not a known GPU; "),
         ({**A100, "gpu_price_cents": -5}, "profile: base_train.gpu_price_cents=-5: not a whole number of at least 0; "),
         ({**A100, "gpu_price": 1.79}, "profile: base_train.gpu_price=1.79: snakemake rounds it to whole numbers; write gpu_price_cents"),
+        ({**A100, "gpu_price_cent": 125}, "profile: base_train.gpu_price_cent: no such key; those of cards are gpu, gpu_model, "),
+        ({"gpus": 8}, "profile: base_train.gpus: no such key; those of cards are gpu, "),
         ({"gpu": -1}, "profile: base_train.gpu=-1: not a whole number of at least 0; "),
         ({"gpu": "eight"}, "profile: base_train.gpu=eight: not a whole number of at least 0; "),
         ({"runtime_limit": 0}, "profile: base_train.runtime_limit=0: not a whole number of at least 1; "),
         ({"runtime_limit": "12h"}, "profile: base_train.runtime_limit=12h: not a whole number of at least 1; "),
         ({"nodes": 0}, "profile: base_train.nodes=0: not a whole number of at least 1; "),
+        ({**A100, "nodes": 2}, "profile: base_train.nodes=2, gpu=8: with several nodes give gres (as in gpu:a100:8, of each node) "),
+        ({**A100, "gres": "gpu:a100:8", "nodes": 2}, "profile: base_train.nodes=2, gpu=8: with several nodes give gres "),
+        ({"gres": "a100:8", "nodes": 2}, "profile: base_train.gres=a100:8: no GPUs in words that snakemake hands to SLURM; write gpu:a100:8 or gpu:8"),
+        ({"gres": "'gpu:a100:8'"}, "profile: base_train.gres='gpu:a100:8': no GPUs in words that "),
+        ({"gres": "gpu:nvidia_a100-sxm4-80gb:8"}, "profile: base_train.gres=gpu:nvidia_a100-sxm4-80gb:8: no GPUs in words that "),
     ],
 )
 def test_a_wrong_value_is_one_sentence_with_its_key(wrong: dict[str, Any], sentence: str) -> None:
@@ -97,10 +106,17 @@ def test_a_wrong_value_is_one_sentence_with_its_key(wrong: dict[str, Any], sente
 
 
 def test_a_card_that_is_not_known_can_be_described() -> None:
-    with pytest.raises(UserError, match="not a known GPU"):
-        read_facts("base_train", {"gpu": 4, "gpu_model": "mi300"})
+    for half in ({}, {"gpu_tflops": 1307}, {"gpu_memory_gb": 192}):
+        with pytest.raises(UserError, match=r"not a known GPU; .* or gpu_tflops and gpu_memory_gb for another card"):
+            read_facts("base_train", {"gpu": 4, "gpu_model": "mi300", **half})
     facts = read_facts("base_train", {"gpu": 4, "gpu_model": "mi300", "gpu_tflops": 1307, "gpu_memory_gb": 192})
     assert facts.card and facts.card.peak_flops == 1307e12 and facts.memory_bytes == 192 * GIB
+    assert (facts.price, facts.price_source) == (2.00, "assumed")
+
+
+def test_a_known_card_of_another_speed_stays_what_it_is() -> None:
+    usual, slower = read_facts("base_train", A100).card, read_facts("base_train", {**A100, "gpu_tflops": 250}).card
+    assert usual is not None and slower == replace(usual, peak_flops=250e12)
 
 
 def test_the_driver_names_the_card_of_this_machine(tmp_path: Path) -> None:
@@ -141,6 +157,7 @@ def test_a_stage_that_does_not_fit_says_its_restarts_and_the_retries_it_needs() 
     assert [item.restarts for item in enough.jobs] == [4, 0, 0]
     assert enough.problems == []
     assert "base_train d20: does not fit into one job, 4 restarts" in totals(enough)
+    assert make_plan(short, [Job(1, "report_write", {}, ["r.md"], resources={"runtime": 60})], retries=-1).problems == [], "as many as 0"
     assert too_few.problems == ["profile: retries=3: base_train d20 does not fit into one job and takes 4 restarts; set retries: 4 or more"]
 
 
@@ -149,6 +166,13 @@ def test_an_explicit_run_time_above_the_limit_is_refused() -> None:
     assert len(plan.problems) == 3
     assert plan.problems[0].startswith("profile: base_train.runtime=721: above runtime_limit 720 (minutes); ")
     assert make_plan(planner({**A100, "runtime_limit": 720}), training_jobs(runtime=720), retries=3).problems == []
+
+
+def test_a_run_time_of_all_rules_stops_nothing_that_no_scheduler_runs() -> None:
+    local = [Job(1, "preflight", {}, ["results/preflight.json"], resources={"runtime": 721}), Job(2, "report_write", {}, ["r.md"], resources={"runtime": 721})]
+    plan = make_plan(planner({**A100, "runtime_limit": 720}), local)
+    assert len(plan.problems) == 1 and plan.problems[0].startswith("profile: report_write.runtime=721: ")
+    assert planner({"runtime_limit": 20}).runtime("report_write", {}) == 20
 
 
 def test_a_run_time_that_the_profile_sets_is_warned_of_and_never_refused() -> None:

@@ -1,8 +1,10 @@
 """Plans of the real workflow: what `nanochat plan` and a dry run say, what is refused before it starts, run times in jobs, and how fast it is."""
 
 import json
+import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -164,6 +166,41 @@ def test_a_wrong_machine_is_one_sentence(empty_workspace: Workspace, trainers: d
         assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("name", ["base_trian", "evaluate"])  # misspelt; what names files that others make
+@pytest.mark.parametrize("key", ["set-resources: {NAME: {mem_mb: 5}}", "set-threads: {NAME: 5}"])
+def test_a_profile_for_a_rule_that_makes_nothing_is_one_sentence(empty_workspace: Workspace, key: str, name: str) -> None:
+    profile = write_profile(empty_workspace)
+    empty_workspace.path(f"{profile}/profile.yaml").write_text(key.replace("NAME", name), encoding="utf-8")
+    done = empty_workspace.nanochat("plan", "--profile", profile)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"nanochat: error: profile: {key.partition(':')[0]}.{name}: no such rule; the rules are fetch_"), done.stderr
+    assert "base_train, mid_train, chat_sft, evaluate_task" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root, to give a folder to somebody else")
+def test_in_a_folder_that_is_not_ones_own_a_plan_is_refused_with_one_sentence(workspace: Workspace) -> None:
+    """Root may write everywhere: without that privilege, in folders of somebody else."""
+    workspace.path("results/tiny/scores/base/bpb.json").unlink()
+    shutil.chown(workspace.folder, 65534, 65534)
+    for path in workspace.path(".snakemake").rglob("*"):
+        shutil.chown(path, 65534, 65534)
+    rights = "-dac_override,-dac_read_search"
+    command = [str(Path(sys.executable).with_name("snakemake")), "--dry-run"]
+    done = workspace.run("setpriv", "--bounding-set", rights, "--inh-caps", rights, *command)
+    assert done.returncode == 2 and "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
+    sentence = f"nanochat: error: {workspace.folder}/.snakemake/iocache: may not be written, and snakemake keeps notes there "
+    assert done.stderr.splitlines()[-1].startswith(sentence), done.stderr
+
+
+def test_a_planning_that_failed_has_no_totals(workspace: Workspace) -> None:
+    workspace.path("results/tiny/scores/base/bpb.json").unlink()
+    notes = workspace.path(".snakemake/iocache/latest.pkl")
+    notes.unlink(missing_ok=True)
+    notes.mkdir(parents=True)
+    done = workspace.snakemake("--dry-run")
+    assert done.returncode == 1 and "totals" not in done.stdout + done.stderr and "Plan\n" not in done.stdout
+
+
 def test_a_negative_price_is_one_sentence(empty_workspace: Workspace) -> None:
     """Snakemake refuses it by itself, before it reads the workflow."""
     profile = write_profile(empty_workspace, gpu=2, gpu_model="a100", gpu_price_cents=-1)
@@ -189,11 +226,39 @@ def test_what_does_not_exist_is_one_sentence(empty_workspace: Workspace, argumen
     assert done.stderr.startswith(f"nanochat: error: {sentence}") and len(done.stderr.splitlines()) == 1, done.stderr
 
 
-def test_a_wrong_experiment_is_the_workflows_own_sentence(empty_workspace: Workspace) -> None:
+PROFILES = {
+    "mem_mb": ("set-resources: {base_train: {mem_mb: 128 giga}}", "snakemake cannot plan this: rule base_train: Resource 'mem_mb' assigned "),
+    "runtime": ("set-resources: {base_train: {runtime: soon}}", "snakemake cannot plan this: rule base_train: Resource 'runtime' with value 'soon' could not "),
+    "threads": ("set-threads: {base_train: two of them}", 'snakemake cannot plan this: Resource("_cores", "two of them") of type '),
+    "retries": ("retries: many", "snakemake cannot plan this: profile or command line: argument --retries/--restart-times/-T: invalid int value: 'many'"),
+    "unknown": ("retires: 3", "snakemake cannot plan this: profile or command line: unrecognized arguments: --retires=3"),
+    "empty": ("", "snakemake cannot plan this: profile or command line: The config file doesn't appear to contain 'key: value' pairs"),
+    "yaml": ("retries: [1", "snakemake cannot plan this: profile or command line: Couldn't parse config file: "),
+    "experiment": ("configfile: gone.yaml", "--profile=profiles/machine: there is no gone.yaml, which it names; give configfile in it, or --configfile, "),
+}
+
+
+@pytest.mark.parametrize("key", PROFILES)
+def test_what_snakemake_finds_wrong_in_a_profile_is_said_in_its_sentence(empty_workspace: Workspace, key: str) -> None:
+    profile, (content, sentence) = write_profile(empty_workspace), PROFILES[key]
+    empty_workspace.path(f"{profile}/profile.yaml").write_text(content, encoding="utf-8")
+    done = empty_workspace.nanochat("plan", "--profile", profile)
+    assert (done.returncode, done.stdout) == (2, ""), done.stdout
+    assert done.stderr.startswith(f"nanochat: error: {sentence}") and len(done.stderr.splitlines()) == 1, done.stderr
+    assert not re.search("Traceback|Using |Wildcards|VALUE", done.stderr), done.stderr
+
+
+def test_a_wrong_experiment_is_the_workflows_own_sentences(empty_workspace: Workspace) -> None:
     configure(empty_workspace, "runs", "tiny", "base_train", "depth", to=0)
-    done = empty_workspace.nanochat("plan")
-    assert done.returncode == 2
-    assert done.stderr.startswith("nanochat: error: config.yaml: runs.tiny.base_train.depth=0")
+    configure(empty_workspace, "tokenizers", "tiny", "vocab_size", to=1)
+    said = [empty_workspace.nanochat("plan"), empty_workspace.nanochat("preflight"), empty_workspace.snakemake("--dry-run", "--quiet")]
+    for done in said:
+        assert done.returncode == 2
+        sentences = [line for line in done.stderr.splitlines() if not line.startswith("Using ")]
+        assert [line.partition("=")[0] for line in sentences] == [
+            "nanochat: error: config.yaml: tokenizers.tiny.vocab_size",
+            "nanochat: error: config.yaml: runs.tiny.base_train.depth",
+        ]
 
 
 def test_too_few_retries_are_said_by_plans_and_refused_before_anything_starts(workspace: Workspace) -> None:
@@ -213,6 +278,7 @@ def test_too_few_retries_are_said_by_plans_and_refused_before_anything_starts(wo
     assert not list(workspace.path(".snakemake/locks").glob("*")), "and the folder is not left locked"
     enough = write_profile(workspace, gpu=2, gpu_model="a100", runtime_limit=60, retries=int(refused[1]))
     assert workspace.nanochat("plan", "--profile", enough, "base").returncode == 0
+    assert workspace.snakemake("--profile", profile, "--touch", "base").returncode == 0, "which starts nothing"
 
 
 def test_a_run_time_of_the_profile_wins_and_must_keep_the_limit(empty_workspace: Workspace) -> None:
@@ -222,6 +288,14 @@ def test_a_run_time_of_the_profile_wins_and_must_keep_the_limit(empty_workspace:
         assert done.returncode == code, done.stderr
         assert job_of(json.loads(done.stdout), "base_train")["runtime_min"] == asked
     assert "profile: base_train.runtime=100: above runtime_limit 60 (minutes); " in done.stderr
+
+
+def test_the_profile_of_a_cluster_keeps_a_shorter_limit_with_one_number_changed(empty_workspace: Workspace) -> None:
+    empty_workspace.replace("profiles/slurm/profile.yaml", "runtime_limit: 720", "runtime_limit: 60")
+    empty_workspace.replace("profiles/slurm/profile.yaml", "gpu: 8", "gpu: 2")
+    plan = plan_of(empty_workspace, "--profile", "slurm", "--configfile", "config.yaml")
+    asked = {job["stage"]: job["runtime_min"] for job in plan["jobs"]}
+    assert plan["problems"] == [] and asked["base_train"] == asked["report"] == 30, asked
 
 
 # --- what a machine never does ---------------------------------------------------------------------------------------
@@ -363,7 +437,7 @@ def test_totals_cost_a_dry_run_little() -> None:
 
 def test_a_plan_that_fails_leaves_the_workflow_alone(workspace: Workspace) -> None:
     workspace.path("results/tiny/scores/base/bpb.json").unlink()
-    workspace.replace("src/nanochat/plan/summary.py", "    planned = [_planned(planner", "    planned = [0 / 0 for job in jobs] and [_planned(planner")
+    workspace.replace("src/nanochat/plan/summary.py", "    planned = _with_kept_copies(", "    planned = [0 / 0 for _ in jobs] and _with_kept_copies(")
     done = workspace.snakemake("--dry-run")
     assert done.returncode == 0 and "rule evaluate_task" in done.stdout
     assert "nanochat: the totals are not available (ZeroDivisionError: " in done.stderr

@@ -25,7 +25,7 @@ from workspace import Workspace
 
 from nanochat.artifacts import exclusive
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 DISK_MB = 400
 GROUP, SECOND = "nanochat-tests", "nanochat-second"

@@ -11,7 +11,7 @@ from cluster import Cluster, Driver
 from trainings import history, states, weights
 from workspace import Workspace
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 Trainings = dict[str, "Future[Driver]"]
 

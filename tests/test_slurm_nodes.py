@@ -11,7 +11,7 @@ pytest.importorskip("cluster", reason="no SLURM of tests/slurm in this checkout"
 
 from cluster import Cluster, edit_profile, for_a_miniature
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 TRAINED = ("model.safetensors", "manifest.json")
 STAGE = "results/tiny/base_train"

@@ -16,7 +16,7 @@ import pytest
 from cluster import Cluster, Driver, edit_profile, for_a_miniature
 from workspace import REPOSITORY, Workspace
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ON_CPUS = {"tokenizer_train", "tokenize", "report_write"}
 ON_GPUS = {"base_train", "mid_train", "chat_sft", "evaluate_task"}

@@ -15,7 +15,7 @@ Limited = Future[Driver]
 
 PORT = 37_000  # of the daemons where namespaces are not allowed
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ on stderr); 75 stopped on purpose with resume state saved, run again to go on; a
 
 import errno
 import importlib
+import os
 import sys
 
 from nanochat import __version__, progress
@@ -29,10 +30,12 @@ VERBS = {
     "chat": ("nanochat.serve.terminal", "talk to a finished phase of a run"),
 }
 SUPERVISED = ("base_train", "mid_train", "chat_sft")  # run as ranks below a supervisor
+SPEAKERS = ("plan", "preflight")  # all they do is print: a reader that leaves, as head does, ends them in silence
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 WRONG_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h
+EXIT_NOBODY_READS = 128 + 13  # as a shell says of SIGPIPE
 
 
 def usage() -> str:
@@ -67,6 +70,9 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"nanochat {verb}: {stopped}", file=sys.stderr, flush=True)
         sys.exit(EXIT_STOPPED)
     except OSError as error:
+        if error.errno == errno.EPIPE and verb in SPEAKERS:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
+            sys.exit(EXIT_NOBODY_READS)
         if error.errno in WRONG_PLACE:
             _fail(f"{error.filename or 'a file'}: {(error.strerror or '').lower()}; give another path, or make this one readable and writable, and run again")
         if error.errno not in DISK_FULL:
@@ -86,7 +92,8 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
-def _fail(sentence: str) -> None:
+def _fail(sentences: str) -> None:
     progress.let_rank_0_speak()
-    print(f"nanochat: error: {sentence}", file=sys.stderr, flush=True)
+    for sentence in sentences.splitlines():
+        print(f"nanochat: error: {sentence}", file=sys.stderr, flush=True)
     sys.exit(EXIT_USER_ERROR)

@@ -34,9 +34,11 @@ def plan_of_run() -> "Plan | None":
     if _watched is None or _watched[0].dag is None:
         return None
     from nanochat.plan.summary import make_plan
-    from snakemake_logger_plugin_nanochat.dag import jobs_to_run, names_up_to_date, retries
+    from snakemake_logger_plugin_nanochat.dag import is_planned, jobs_to_run, names_up_to_date, retries
 
     workflow, planner = _watched
+    if not is_planned(workflow.dag):
+        return None
     return make_plan(planner, jobs_to_run(workflow.dag), names_up_to_date(workflow.dag), unnoticed=unnoticed_changes(), retries=retries(workflow))
 
 

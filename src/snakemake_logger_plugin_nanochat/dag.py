@@ -10,6 +10,14 @@ from nanochat.plan.jobs import Job, Reason
 ALIKE = ("fetch_part", "fetch_local", "tokenize")
 
 
+def is_planned(dag: Any) -> bool:
+    """Whether Snakemake came to the end of its planning, where jobs get their numbers, and did not fail before."""
+    try:
+        return all(dag.jobid(job) >= 0 for job in dag.jobs)
+    except KeyError:
+        return False
+
+
 def jobs_to_run(dag: Any) -> list[Job]:
     """Every job that would run and makes files, by number."""
     shared: dict[str, dict[str, int]] = {}

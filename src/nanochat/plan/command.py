@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 from nanochat.errors import UserError
 
 PREFIX, WARNING = "nanochat: error: ", "nanochat: warning: "
+NOISE = ("Using ", "nanochat: ")  # lines of a dry run that say nothing of why it failed
 
 
 class Parser(ArgumentParser):
@@ -76,11 +77,26 @@ def explain(said: str, flags: Namespace) -> str:
     """What a failed dry run said, as one sentence: ours as they stand, Snakemake's in words of what to do."""
     if own := [line.removeprefix(PREFIX) for line in said.splitlines() if line.startswith(PREFIX)]:
         return "\n".join(own)
-    if "profile directory given" in said or ("No such file" in said and flags.profile):
+    if "profile directory given" in said:
         return f"--profile={flags.profile}: no such profile; give the name of a folder that holds a profile.yaml, such as slurm or profiles/gpu"
     if missing := re.search(r"No rule to produce (\S+)", said) or re.search(r"MissingRuleException[^\n]*\n(\S+)", said):
         return f"{missing[1]}: the workflow makes no such thing; give a stage (fetch, tokenizer, tokens, base, mid, sft, evaluate, report) or a file"
     if refused := re.search(r"Resource '(\w+)' was given value '([^']*)'", said):
         return f"profile: {refused[1]}={refused[2]}: not a whole number of at least 0; write a plain number"
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return f"snakemake cannot plan this: {' '.join(lines[-3:])[-500:] or 'it says nothing'}"
+    if flags.profile and (absent := re.search(r"No such file or directory: '([^'\n]+)'", said)):
+        return f"--profile={flags.profile}: there is no {absent[1]}, which it names; give configfile in it, or --configfile, a file that is there"
+    return f"snakemake cannot plan this: {_its_words(said)[:500] or 'it says nothing'}"
+
+
+def _its_words(said: str) -> str:
+    """The sentence in what Snakemake said: behind its usage, inside its report of a rule, at the end of a traceback; else its last lines."""
+    said = "\n".join(line.rstrip() for line in said.splitlines() if not line.startswith(NOISE))
+    if found := re.search(r"^\S+: error: (.*)", said, re.MULTILINE | re.DOTALL):
+        words = f"profile or command line: {found[1]}"
+    elif found := re.search(r"in rule (\w+)[^\n]*\nError:\n(.*?)\n(?:Wildcards|Traceback):", said, re.DOTALL):
+        words = f"rule {found[1]}: {found[2]}"
+    elif raised := re.findall(r"^(?:[\w.]+\.)?\w+(?:Error|Exception):\s*(.+(?:\n.+)*)", said, re.MULTILINE):
+        words = raised[-1]
+    else:
+        words = "\n".join([line for line in said.splitlines() if line.strip()][-3:])
+    return re.sub(r"\b\w+Error:\s*", "", " ".join(words.split()))

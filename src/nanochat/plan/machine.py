@@ -25,6 +25,8 @@ from nanochat.hardware import ACCELERATORS, OTHER_PRICE, Accelerator, accelerato
 
 MEASURED_KEY = "speed_permille"  # written by the driver into the resources of its jobs, see planner.py
 LEAST = {"gpu": 0, "nodes": 1, "runtime_limit": 1, "gpu_price_cents": 0, "gpu_tflops": 1, "gpu_memory_gb": 1, MEASURED_KEY: 1}
+GPU_GRES = r"gpu(?::([\w.]+))?:(\d+)"  # the names that snakemake's SLURM plugin takes
+OF_CARDS = ("gpu", "gpu_model", "gpu_kind", "gpu_tflops", "gpu_memory_gb", "gpu_price_cents")
 ROUNDED = {"gpu_price": "gpu_price_cents"}  # keys that someone may try, and that snakemake would round
 
 
@@ -64,27 +66,34 @@ def read_facts(rule: str, resources: Mapping[str, Any], *, price_of_experiment: 
     for wrong, right in ROUNDED.items():
         if wrong in resources:
             raise UserError(f"profile: {rule}.{wrong}={resources[wrong]}: snakemake rounds it to whole numbers; write {right}")
-    resources = _without_gres(resources)
+    if unknown := [key for key in resources if key.startswith("gpu") and key not in OF_CARDS]:
+        raise UserError(f"profile: {rule}.{unknown[0]}: no such key; those of cards are {', '.join(OF_CARDS)}")
     numbers = {key: _number(rule, key, resources[key], least) for key, least in LEAST.items() if key in resources}
-    gpus = numbers.get("gpu", 0)
+    nodes, gpus, limit = numbers.get("nodes", 1), numbers.get("gpu", 0), numbers.get("runtime_limit")
+    if nodes > 1 and gpus:
+        cure = "with several nodes give gres (as in gpu:a100:8, of each node) in place of gpu and gpu_model"
+        raise UserError(f"profile: {rule}.nodes={nodes}, gpu={gpus}: {cure}")
+    if each_node := _gres(rule, resources):
+        resources, gpus = {**each_node, **resources}, int(each_node["gpu"])
     card, name = _card(rule, resources, numbers) if gpus else (None, None)
-    if gpus and card is None and "runtime_limit" not in numbers:  # jobs run on this very machine
+    if gpus and card is None and limit is None:  # jobs run on this very machine
         name = local_gpu() or name
         card = accelerator(name)
     if card and "gpu_memory_gb" in numbers:
         card = replace(card, memory_gib=numbers["gpu_memory_gb"])
     price, source = _price(numbers, card, price_of_experiment) if gpus else (None, "")
     measured = numbers[MEASURED_KEY] / 1000 if MEASURED_KEY in numbers else None
-    nodes, limit = numbers.get("nodes", 1), numbers.get("runtime_limit")
-    return Facts(gpus * nodes if "gres" in resources else gpus, nodes, card, card.name if card else name, limit, price, source, measured)
+    return Facts(gpus * nodes, nodes, card, card.name if card else name, limit, price, source, measured)
 
 
-def _without_gres(resources: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`gres` as gpu and gpu_model, of each node."""
-    asked = re.fullmatch(r"gpu(?::([\w.]+?))??:(\d+)", str(resources.get("gres", "")).strip())
-    if asked is None:
-        return {key: value for key, value in resources.items() if key != "gres"}
-    return {**({"gpu_model": asked[1]} if asked[1] else {}), **resources, "gpu": asked[2]}
+def _gres(rule: str, resources: Mapping[str, Any]) -> dict[str, str]:
+    """What `gres` says of each node's gpu and gpu_model; nothing without GPUs. One that would be overlooked, so that its job ran on a CPU, is refused."""
+    text = str(resources.get("gres", "")).strip()
+    if asked := re.fullmatch(GPU_GRES, text):
+        return {"gpu": asked[2], **({"gpu_model": asked[1]} if asked[1] else {})}
+    if "gpu" in text.lower() or accelerator(text):
+        raise UserError(f"profile: {rule}.gres={text}: no GPUs in words that snakemake hands to SLURM; write gpu:a100:8 or gpu:8, of each node")
+    return {}
 
 
 def _number(rule: str, key: str, value: Any, least: int) -> int:
@@ -95,17 +104,18 @@ def _number(rule: str, key: str, value: Any, least: int) -> int:
 
 
 def _card(rule: str, resources: Mapping[str, Any], numbers: Mapping[str, int]) -> tuple[Accelerator | None, str | None]:
+    if not re.fullmatch(r"[\w.]+", str(model := resources.get("gpu_model", "none"))):
+        cure = f"leave gpu_model out and write gpu_kind: {kind.name if (kind := accelerator(str(model))) else 'what it is'}"
+        raise UserError(f"profile: {rule}.gpu_model={model}: snakemake hands only letters, digits, _ and . to SLURM; {cure}")
     for key in ("gpu_kind", "gpu_model"):
         if (name := resources.get(key)) is None:
             continue
         kind = accelerator(str(name))
-        if "gpu_tflops" in numbers:
-            price = kind.price if kind else OTHER_PRICE
-            return Accelerator(str(name), numbers["gpu_tflops"] * 1e12, numbers.get("gpu_memory_gb", 1), price), str(name)
-        if kind is None:
+        if kind is None and not {"gpu_tflops", "gpu_memory_gb"} <= set(numbers):
             cure = f"write gpu_kind: one of {known_cards()}, or gpu_tflops and gpu_memory_gb for another card"
             raise UserError(f"profile: {rule}.{key}={name}: not a known GPU; {cure}")
-        return kind, str(name)
+        kind = kind or Accelerator(str(name), 0.0, 0, OTHER_PRICE)
+        return replace(kind, peak_flops=numbers.get("gpu_tflops", 0) * 1e12 or kind.peak_flops), str(name)
     return None, None
 
 
@@ -114,7 +124,7 @@ def _price(numbers: Mapping[str, int], card: Accelerator | None, of_experiment: 
         return numbers["gpu_price_cents"] / 100, "profile"
     if of_experiment > 0:
         return of_experiment, "report.gpu_hour_price"
-    return (card.price, f"usual price of {card.name}") if card else (OTHER_PRICE, "assumed")
+    return (card.price, f"usual price of {card.name}") if card and accelerator(card.name) else (OTHER_PRICE, "assumed")
 
 
 def local_gpu(folder: Path = Path("/proc/driver/nvidia/gpus")) -> str | None:

@@ -14,6 +14,7 @@ from nanochat.plan.planner import Estimate, Planner
 from nanochat.plan.work import TRAINING
 
 STAGES = ("fetch", "preflight", "tokenizer", "tokenize", "base_train", "mid_train", "chat_sft", "evaluate", "report")
+HERE = ("fetch", "preflight")  # where snakemake itself runs: no scheduler limits them
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def _planned(planner: Planner, job: Job, retries: int, root: Path) -> Planned:
     except (UserError, ValueError) as error:
         warning = f"{job.name}: {error}"
     else:
-        if restarts > retries:
+        if restarts > max(0, retries):
             too_few = f"profile: retries={retries}: {job.name} does not fit into one job and takes {restarts} restarts; set retries: {restarts} or more"
             problem, warning = (problem or too_few, None) if is_computed else (problem, too_few)  # whoever sets a run time may know better
     return Planned(job, reason, estimate, facts, restarts, problem, warning)
@@ -183,7 +184,7 @@ def _restarts(planner: Planner, job: Job, estimate: Estimate, facts: Facts) -> t
 
 def _too_long(job: Job, facts: Facts) -> str | None:
     runtime = job.resources.get("runtime")
-    if facts.runtime_limit is None or not isinstance(runtime, int) or runtime <= facts.runtime_limit:
+    if job.stage in HERE or facts.runtime_limit is None or not isinstance(runtime, int) or runtime <= facts.runtime_limit:
         return None
     cure = "ask for less, raise runtime_limit, or leave runtime out to have it computed"
     return f"profile: {job.rule}.runtime={runtime}: above runtime_limit {facts.runtime_limit} (minutes); {cure}"

@@ -9,9 +9,9 @@ from nanochat.artifacts import OTHER_EXPERIMENT, read_manifest
 from nanochat.config import Experiment, Run, corpus_chunks
 from nanochat.data.sources import Source
 from nanochat.errors import UserError
+from nanochat.plan.work import Works
 from nanochat.preflight.checks import Check, not_checked, ok, problem, warning
 from nanochat.preflight.needs import Need
-from nanochat.preflight.sizes import training_tokens
 
 NAMED = 3  # how many of many are named in a sentence
 FETCH = f"fetch it: snakemake --cores 4 fetch ({OTHER_EXPERIMENT})"
@@ -98,7 +98,7 @@ def check_tokens(experiment: Experiment, results: Path) -> list[Check]:
 def _check_run(name: str, run: Run, experiment: Experiment, results: Path) -> Check:
     title, row_tokens = f"tokens of {name}", experiment.corpora[run.corpus].sequence_len
     try:
-        needed = training_tokens(run, experiment)
+        needed = Works(experiment).training("base_train", name, 1, None).plan.tokens
     except UserError as error:
         return problem(title, f"runs.{name}.{error}", "change the experiment")
     paths = [

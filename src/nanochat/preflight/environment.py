@@ -1,5 +1,6 @@
 """The installation and the disk: versions, locale, clock, a folder that can be written, room for what will be made."""
 
+import errno
 import locale
 import re
 import shutil
@@ -108,7 +109,8 @@ def check_writable(folder: Path) -> list[Check]:
             file.flush()
             skew, after = Path(file.name).stat().st_mtime, time.time()
     except OSError as error:
-        cure = f"make {place} writable for you (chmod u+w), or run in a folder that is"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        cure = f"{'free space or files there (df -h, df -i, quota)' if full else f'make {place} writable for you (chmod u+w)'}, or run in another folder"
         return [problem(f"folder {folder}", f"{place} cannot be written ({(error.strerror or str(error)).lower()})", cure)]
     return [ok(f"folder {folder}", "can be written"), check_clock(before, skew, after)]
 
@@ -127,10 +129,10 @@ def check_clock(before: float, stamped: float, after: float) -> Check:
 
 
 def missing_bytes(needed: Iterable[Space], folder: Path) -> dict[str, int]:
-    """{what: bytes} that are still to be written: what has its marker below `folder` is there already."""
+    """{what: bytes} that are still to be written below `folder`: what is there as the experiment asks for it is left out."""
     left: dict[str, int] = {}
     for item in needed:
-        if not (folder / item.marker).is_file():
+        if not item.is_there(folder):
             left[item.what] = left.get(item.what, 0) + item.bytes
     return left
 
@@ -147,7 +149,7 @@ def check_space(left: dict[str, int], folder: Path) -> Check:
 
 def gigabytes(size: float) -> str:
     """Bytes for people."""
-    return f"{size / 1e9:,.1f} GB"
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
 
 
 def _shares(left: dict[str, int]) -> str:

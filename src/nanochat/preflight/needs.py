@@ -1,7 +1,7 @@
 """Which split of which fetched part the stages of an experiment will read. Light: the Snakefile asks too."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +37,10 @@ class Need:
         return f"resources/{self.source}/{self.part}/manifest.json"
 
 
-def data_uses(experiment: Experiment) -> dict[Need, set[str]]:
-    """Everything that any stage of any run reads from resources/, with the files below results/ that are made from it."""
+def data_uses(experiment: Experiment, runs: Iterable[str] | None = None) -> dict[Need, set[str]]:
+    """Everything that any stage of these runs (default: all) reads from resources/, with the files below results/ that are made from it."""
     uses: defaultdict[Need, set[str]] = defaultdict(set)
-    for name, run in experiment.runs.items():
+    for name, run in ((name, experiment.runs[name]) for name in (experiment.runs if runs is None else runs)):
         tokenizer = f"results/tokenizers/{run.tokenizer}/manifest.json"
         for source in REFERENCES:
             uses[Need(source, "all", RANKS)].add(tokenizer)
@@ -64,9 +64,9 @@ def _tasks(name: str, run: Run) -> Iterator[tuple[str, str, str | None, str]]:
         yield task, run.evaluate[task].split, run.evaluate[task].source, f"results/{name}/scores/{phase}/{task}.json"
 
 
-def data_needs(experiment: Experiment) -> list[Need]:
-    """Everything that any stage of any run reads from resources/, sorted."""
-    return list(data_uses(experiment))
+def data_needs(experiment: Experiment, runs: Iterable[str] | None = None) -> list[Need]:
+    """Everything that any stage of these runs (default: all) reads from resources/, sorted."""
+    return list(data_uses(experiment, runs))
 
 
 def open_needs(experiment: Experiment, folder: Path) -> list[Need]:

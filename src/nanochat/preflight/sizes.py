@@ -1,22 +1,23 @@
-"""How much an experiment trains on and how much disk it takes: pure arithmetic over the experiment, before anything is built."""
+"""How much disk an experiment takes, part by part, so that what is there already can be left out. The figures are those of the plan."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from nanochat.config import STAGE_OF_PHASE, Experiment, Run, corpus_chunks, resolve_base_train
-from nanochat.data.sources import WHEELS, Source
+from nanochat.artifacts import read_json
+from nanochat.config import STAGE_OF_PHASE, Experiment, base_train_config, corpus_chunks, fetch_config, identity, tokenize_config, tune_config
+from nanochat.data.sources import WHEELS
 from nanochat.errors import UserError
-from nanochat.model.config import ModelConfig
+from nanochat.plan.texts import download, text_bytes
+from nanochat.plan.work import Works, token_file_bytes
 from nanochat.preflight.needs import data_needs
-from nanochat.train.scaling import REFERENCE_DEPTH, Shape, plan_base_train
 
-SHARD_BYTES = 100_000_000  # of a parquet shard of 250 million characters, compressed
-SHARD_CHARS = 250_000_000
-HUB_ROWS_BYTES = 200_000_000  # assumption: of one dataset of task rows, as parquet and as jsonl
-WHEEL_SOURCE_BYTES = 10_000_000  # of what is read out of a wheel for one source; the largest today is 8.7 MB
-CHARS_PER_TOKEN = 4.0  # assumption on the safe side: 4.6 to 4.8 are usual of English at 65,536 entries
-WEIGHT_BYTES = 4  # fp32
-SLOTS = 2  # resume states that exist side by side
+ROWS_BYTES = {  # of what is kept of a part that is no shard, by its kind
+    "wheel": 10_000_000,  # the largest today is 8.7 MB
+    "hf": 200_000_000,  # assumption: one dataset of task rows, as parquet and as jsonl
+    "local": 0,  # files of the user's own, whose size the experiment does not say
+}
 
 
 @dataclass(frozen=True)
@@ -26,78 +27,59 @@ class Space:
     what: str
     bytes: int
     marker: str
+    made_from: Mapping[str, Any] = field(default_factory=dict)  # config.json of a stage -> what it has to say; another one is made again
+
+    def is_there(self, folder: Path) -> bool:
+        """Whether it has been written below `folder` as the experiment now asks for it."""
+        return (folder / self.marker).is_file() and all(_says(folder / file, config) for file, config in self.made_from.items())
 
 
-def model_config(run: Run, experiment: Experiment, *, depth: int | None = None) -> ModelConfig:
-    """Shape of a run's model; `depth`: of the same architecture at another depth, which the scaling rules refer to."""
-    architecture = resolve_base_train(run.base_train, run.recipe)["architecture"]
-    if depth is not None:
-        architecture = {key: value for key, value in architecture.items() if key not in ("width", "kv_heads")} | {"kv_heads": 0}
+def _says(file: Path, config: Any) -> bool:
+    """Whether a stage left this configuration beside its results; one that cannot be read says nothing against it."""
     try:
-        return ModelConfig.from_depth(
-            depth or run.base_train.depth,
-            vocab_size=experiment.tokenizers[run.tokenizer].vocab_size,
-            sequence_len=experiment.corpora[run.corpus].sequence_len,
-            architecture=architecture,
-        )
-    except ValueError as error:
-        raise UserError(f"base_train.architecture: {error}") from None
-
-
-def training_tokens(run: Run, experiment: Experiment) -> int:
-    """Tokens that base_train will see. Raises UserError for a run that cannot be planned."""
-    own, reference = model_config(run, experiment), model_config(run, experiment, depth=REFERENCE_DEPTH)
-    counted = [{"all": config.parameter_counts()["total"], "scaling": config.parameter_counts()["scaling"]} for config in (own, reference)]
-    shape = Shape(own.depth, own.width, own.vocab_size, own.sequence_len, *counted)
-    return plan_base_train(resolve_base_train(run.base_train, run.recipe), shape).tokens
-
-
-def state_bytes(config: ModelConfig) -> tuple[int, int]:
-    """(weights, optimizer) of a model: fp32; Muon keeps one buffer of a matrix, AdamW two of all the rest."""
-    counts = config.parameter_counts()
-    return WEIGHT_BYTES * counts["total"], WEIGHT_BYTES * (2 * counts["total"] - counts["matrix"])
+        return not file.is_file() or identity(read_json(file)) == config
+    except (UserError, AttributeError):
+        return True
 
 
 def space_needed(experiment: Experiment) -> list[Space]:
-    """Disk for everything that an experiment makes: fetched data, tokens, weights, and the resume states of the runs while they train."""
+    """Disk for everything that an experiment makes: fetched data, tokens, weights, and the resume states of the runs while they train.
+
+    Raises UserError for a run that cannot be planned.
+    """
     return [*_fetched(experiment), *_tokens(experiment), *_models(experiment)]
-
-
-def _source_bytes(source: Source) -> int:
-    """Of one part that is no shard; nothing for files of the user's own, whose size the experiment does not say."""
-    return {"wheel": WHEEL_SOURCE_BYTES, "hf": HUB_ROWS_BYTES, "local": 0}[source.kind]
 
 
 def _fetched(experiment: Experiment) -> Iterator[Space]:
     parts = list(dict.fromkeys((need.source, need.part) for need in data_needs(experiment)))
     for name, part in parts:
         source = experiment.source(name)
-        size = SHARD_BYTES * _shards(experiment, name, part) if source.shards else _source_bytes(source)
-        yield Space("fetched data", size, f"resources/{name}/{part}/manifest.json")
+        _, size = download(source, part, fetch_config(experiment, name, part), Path("resources/wheels"))
+        kept = (size or 0) if source.shards else ROWS_BYTES[source.kind]
+        yield Space("fetched data", kept, f"resources/{name}/{part}/manifest.json")
     wheels = {experiment.source(name).place["package"] for name, _ in parts if experiment.source(name).kind == "wheel"}
     for wheel in (WHEELS[package] for package in sorted(wheels)):
         yield Space("fetched data", wheel.size, f"resources/wheels/{wheel.filename}")
 
 
-def _shards(experiment: Experiment, source: str, part: str) -> int:
-    """Shards in a part, at most."""
-    return 1 if part == "validation" else max(corpus.chunk_shards for corpus in experiment.corpora.values() if source in corpus.sources)
-
-
 def _tokens(experiment: Experiment) -> Iterator[Space]:
     for corpus, tokenizer in dict.fromkeys((run.corpus, run.tokenizer) for run in experiment.runs.values()):
-        width = 2 if experiment.tokenizers[tokenizer].vocab_size <= 1 << 16 else 4  # bytes of a token id
         for chunk in corpus_chunks(experiment, corpus):
             source = experiment.source(chunk.source)
-            chars = SHARD_CHARS * _shards(experiment, chunk.source, chunk.part) if source.shards else _source_bytes(source)
-            yield Space("tokens", int(chars / CHARS_PER_TOKEN * width), f"results/tokens/{corpus}.{tokenizer}/{chunk.name}/manifest.json")
+            text = text_bytes(source, chunk.part, fetch_config(experiment, chunk.source, chunk.part), split=chunk.split)
+            size = token_file_bytes(ROWS_BYTES[source.kind] if text is None else text, experiment.tokenizers[tokenizer].vocab_size)
+            place = f"results/tokens/{corpus}.{tokenizer}/{chunk.name}"
+            yield Space("tokens", size, f"{place}/manifest.json", {f"{place}/config.json": tokenize_config(experiment, corpus, chunk)})
 
 
 def _models(experiment: Experiment) -> Iterator[Space]:
+    works = Works(experiment)
     for name, run in experiment.runs.items():
-        weights, optimizer = state_bytes(model_config(run, experiment))
-        last = f"results/{name}/{STAGE_OF_PHASE[run.phases[-1]]}/manifest.json"
-        yield Space("resume states", SLOTS * (weights + optimizer), last)
-        for phase in run.phases:
-            kept = optimizer if phase != "sft" else 0  # the last phase hands no momentum on
-            yield Space("models", weights + kept, f"results/{name}/{STAGE_OF_PHASE[phase]}/manifest.json")
+        stages = [STAGE_OF_PHASE[phase] for phase in run.phases]
+        trainings = {stage: works.training(stage, name, 1, None) for stage in stages}
+        made_from: dict[str, Any] = {}  # its own stage and all before it
+        for stage, training in trainings.items():
+            made_from |= {f"results/{name}/{stage}/config.json": identity(base_train_config(run) if stage == "base_train" else tune_config(run, stage))}
+            yield Space("models", training.kept_bytes, f"results/{name}/{stage}/manifest.json", dict(made_from))
+        resume = max(training.resume_bytes for training in trainings.values())
+        yield Space("resume states", resume, f"results/{name}/{stages[-1]}/manifest.json", made_from)
