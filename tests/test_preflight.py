@@ -91,6 +91,7 @@ def test_files_that_are_not_as_their_manifest_says_are_found(tmp_path: Path, dam
     (check,) = check_data([Need("arc_easy", "all", "test")], SOURCES, {("arc_easy", "all"): folder / "manifest.json"})
     said = {"lost": "missing", "cut": "3 bytes", "another source": "is of openbookqa", "no manifest": "not fetched", "not json": "not valid JSON"}[damage]
     assert check.state == "problem" and said in check.detail
+    assert "delete" not in check.detail, "the cure is said once"
 
 
 def test_parts_of_a_sharded_source_are_one_line(tmp_path: Path) -> None:
