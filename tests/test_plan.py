@@ -334,6 +334,8 @@ def job(tmp_path: Path, reason: Reason, *, identity: Mapping[str, Any] | None = 
 def test_reasons_are_words(tmp_path: Path) -> None:
     missing = Reason(missing=["results/d20/base_train/model.safetensors"])
     assert explain(job(tmp_path, missing), tmp_path) == "never run"
+    remembered = replace(missing, params_before=['{"depth": 3}'])
+    assert explain(replace(job(tmp_path, remembered), identity='{"depth": 4}'), tmp_path) == "depth changed 3 -> 4; its results are missing"
     assert explain(job(tmp_path, missing, present=("provenance.json",)), tmp_path) == "its results are missing"
     assert explain(job(tmp_path, missing, present=("model.json", "manifest.json")), tmp_path) == "checkpoint missing"
     assert explain(job(tmp_path, Reason(forced=True)), tmp_path) == "asked for by name"

@@ -21,10 +21,11 @@ from nanochat.data.sources import SOURCES
 from nanochat.errors import UserError
 from nanochat.preflight import environment, gpu_job
 from nanochat.preflight.checks import Check, problems
+from nanochat.preflight.collect import disk_checks
 from nanochat.preflight.data import check_data, check_tokens
 from nanochat.preflight.needs import Need, data_needs
 from nanochat.preflight.requests import Request, read_profile, request_of, runtime_minutes, whole
-from nanochat.preflight.sizes import space_needed
+from nanochat.preflight.sizes import Space, space_needed
 from nanochat.preflight.slurm import Node, fields, gpus_of, minutes
 
 # --- data -----------------------------------------------------------------------------------------------------------------
@@ -91,6 +92,7 @@ def test_files_that_are_not_as_their_manifest_says_are_found(tmp_path: Path, dam
     (check,) = check_data([Need("arc_easy", "all", "test")], SOURCES, {("arc_easy", "all"): folder / "manifest.json"})
     said = {"lost": "missing", "cut": "3 bytes", "another source": "is of openbookqa", "no manifest": "not fetched", "not json": "not valid JSON"}[damage]
     assert check.state == "problem" and said in check.detail
+    assert "delete" not in check.detail, "the cure is said once"
 
 
 def test_parts_of_a_sharded_source_are_one_line(tmp_path: Path) -> None:
@@ -171,6 +173,20 @@ def test_the_disk_that_is_checked_is_the_disk_of_the_plan(empty_workspace: Works
     sizes = space_needed(config.load(REPOSITORY / "configs/speedrun.yaml"))
     for what, stages in (("tokens", ("tokenize",)), ("models", ("base_train", "mid_train", "chat_sft"))):
         assert sum(item.bytes for item in sizes if item.what == what) == sum(job["disk_bytes"] for job in planned["jobs"] if job["stage"] in stages)
+
+
+def test_linked_folders_are_checked_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second file system")
+    needed = [Space("fetched data", 10**8, "resources/a/all/manifest.json"), Space("models", 10**18, "results/d20/base_train/manifest.json")]
+    monkeypatch.chdir(tmp_path)
+    (together, _) = disk_checks(needed)
+    assert together.name == "disk" and "fetched data 0.1 GB, models 1,000,000,000.0 GB" in together.detail
+    Path("results").symlink_to(memory)
+    data, _, models, quota = disk_checks(needed)
+    assert (data.name, models.name, quota.name) == ("disk of resources", "disk of results", "quota of results")
+    assert "models" not in data.detail and "fetched" not in models.detail and (data.state, models.state) == ("ok", "problem")
 
 
 def test_too_little_space_is_a_problem(tmp_path: Path) -> None:

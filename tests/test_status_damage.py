@@ -39,6 +39,16 @@ def test_an_empty_or_missing_results_folder_is_no_error(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (2, "nanochat: error: --results=file: a file; give the folder that holds the runs\n")
 
 
+def test_a_manifest_that_cannot_be_read_is_not_said_to_be_made_again(tmp_path: Path) -> None:
+    """Snakemake finds the file, takes the stage for done and lets the next one fail."""
+    training(tmp_path, "d20", "base", {})
+    manifest = tmp_path / "results/d20/base_train/manifest.json"
+    manifest.write_text('{"stage', encoding="utf-8")
+    assert "waiting" in (said := status(tmp_path).stdout) and "its manifest.json cannot be read; delete it, and it will be made again" in said
+    manifest.unlink()
+    assert "its manifest.json is gone, so it will be made again" in status(tmp_path).stdout
+
+
 @pytest.mark.parametrize(
     "damage", [b"", b'{"phase": "tr', b"\xff\xfe\x00", b"[1, 2]", b"null", b'{"attempts": [{"start": "now"}], "stage": 3}', b"[" * 100_000, b"1" * 5000]
 )

@@ -1,7 +1,8 @@
 """`nanochat <verb> --flag value ...`: one verb per stage, and `chat` to talk to a finished model.
 
 A stage's flags are the keys of its Snakemake rule. Exit codes: 0 all outputs complete; 2 bad input (one sentence
-on stderr); 75 stopped on purpose with resume state saved, run again to go on; anything else is a defect.
+on stderr); 75 stopped on purpose with resume state saved, run again to go on; 130 Ctrl-C; 141 nobody reads what it prints;
+anything else is a defect.
 """
 
 import errno

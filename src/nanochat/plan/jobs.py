@@ -89,7 +89,7 @@ def _never(job: Job, root: Path) -> str:
     folder = (root / job.outputs[0]).parent
     if (folder / "resume").is_dir():
         return "not finished" + _progress(folder)
-    if (folder / "provenance.json").is_file():
+    if (folder / "provenance.json").is_file() or job.reason.params_before:
         return "its results are missing"
     return {"fetch": "not fetched yet", "evaluate": "not scored yet"}.get(job.stage, "never run")
 

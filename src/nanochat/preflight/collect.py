@@ -3,6 +3,7 @@
 import os
 import pwd
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nanochat.config import Experiment
@@ -13,9 +14,9 @@ from nanochat.preflight.data import FETCH, check_data, check_tokens
 from nanochat.preflight.leftover import check_left_jobs
 from nanochat.preflight.needs import data_needs, open_needs
 from nanochat.preflight.requests import Request
-from nanochat.preflight.sizes import space_needed
+from nanochat.preflight.sizes import Space, space_needed
 
-RESULTS = Path("results")
+RESOURCES, RESULTS = Path("resources"), Path("results")
 
 
 def user_name() -> str:
@@ -36,9 +37,22 @@ def experiment_checks(experiment: Experiment, *, fetched_later: bool = False, fe
     data = check_data(needs, {need.source: experiment.source(need.source) for need in needs}, manifests, fetched_later=fetched_later, fetch=fetch)
     if done := sorted({need.source for need in set(data_needs(experiment)) - set(needs)}):
         data.append(ok("data no longer there", f"{', '.join(done)}; all that is made from them is finished"))
-    left = environment.missing_bytes(space_needed(experiment), Path())
-    disk = [environment.check_space(left, RESULTS), environment.check_quota(left, RESULTS, user_name())]
-    return [*data, *check_tokens(experiment, RESULTS), *installation_checks(), *disk]
+    return [*data, *check_tokens(experiment, RESULTS), *installation_checks(), *disk_checks(space_needed(experiment))]
+
+
+def disk_checks(needed: Sequence[Space]) -> list[Check]:
+    """Space and quota; of resources/ and results/ apart where one of them is a link to another file system."""
+    if len({environment.existing(place).stat().st_dev for place in (RESOURCES, RESULTS)}) == 1:
+        return _disk(needed, RESULTS, "")
+    return [
+        check for place in (RESOURCES, RESULTS) for check in _disk([item for item in needed if Path(item.marker).is_relative_to(place)], place, f" of {place}")
+    ]
+
+
+def _disk(needed: Sequence[Space], place: Path, which: str) -> list[Check]:
+    left = environment.missing_bytes(needed, Path())
+    checks = environment.check_space(left, place), environment.check_quota(left, place, user_name())
+    return [replace(check, name=f"{check.name}{which}") for check in checks]
 
 
 def cluster_checks(requests: Sequence[Request]) -> list[Check]:

@@ -47,7 +47,7 @@ def _check_source(name: str, wanted: list[Need], source: Source | None, manifest
             for split in parts[part]:
                 rows[split] += manifest["counts"]["rows"].get(split, 0)
         except UserError as error:
-            faults.append(str(error))
+            faults.append(str(error).partition("; ")[0])  # without its cure: one for all that is wrong stands below
         except (KeyError, TypeError, AttributeError) as error:
             faults.append(f"{manifests[name, part]}: not a manifest of stage fetch ({error!r})")
     if faults:

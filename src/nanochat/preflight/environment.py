@@ -158,7 +158,7 @@ def _shares(left: dict[str, int]) -> str:
 
 def check_quota(left: dict[str, int], folder: Path, user: str) -> Check:
     """What is still to be written against the user's quota, where `lfs quota` (Lustre) or `quota` knows one."""
-    place, need = existing(folder), sum(left.values())
+    place, need = existing(folder).resolve(), sum(left.values())  # a link may lead to another file system
     asked = [["lfs", "quota", "-q", "-u", user, str(place)], ["quota", "-w", "-p", "-u", user]]
     told = []
     for command in asked:

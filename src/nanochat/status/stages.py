@@ -185,5 +185,7 @@ def _ended(files: StageFiles) -> Verdict:
     if state == "running":
         return Verdict("interrupted", "lock", "killed, or its machine went down: nobody holds its lock")
     if state == "finished":
-        return Verdict("waiting", "provenance", "it finished once; its manifest.json is gone, so it will be made again")
+        is_there = (files.folder / "manifest.json").exists()  # and could not be read: snakemake looks at its time alone
+        what = "cannot be read; delete it, and it will be made again" if is_there else "is gone, so it will be made again"
+        return Verdict("waiting", "provenance", f"it finished once; its manifest.json {what}")
     return Verdict(state if state in STATES else "failed", "provenance")
