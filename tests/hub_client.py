@@ -6,6 +6,7 @@ Processes, since huggingface_hub reads HF_ENDPOINT when it is imported.
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -62,14 +63,19 @@ def part_folder(tmp_path: Path, config: dict[str, Any]) -> Path:
     return tmp_path / config["source"] / config.get("part", "all")
 
 
-def start_fetch(hub: Hub, tmp_path: Path, config: dict[str, Any], before: Callable[[], object] | None = None, **more: str) -> "subprocess.Popen[str]":
+def start_fetch(hub: Hub, tmp_path: Path, config: dict[str, Any], before: Callable[[], object] = lambda: None, **more: str) -> "subprocess.Popen[str]":
     """One `nanochat fetch`, begun; `before` runs in the new process."""
     arguments = ["--config", json.dumps(config), "--manifest", str(part_folder(tmp_path, config) / "manifest.json")]
     command = [sys.executable, "-c", FETCH, *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(hub, tmp_path / "home", **more), preexec_fn=before)
+
+    def begin() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell starts what is in its background deaf to it
+        before()
+
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(hub, tmp_path / "home", **more), preexec_fn=begin)
 
 
-def fetch(hub: Hub, tmp_path: Path, config: dict[str, Any], before: Callable[[], object] | None = None, **more: str) -> tuple[int, str]:
+def fetch(hub: Hub, tmp_path: Path, config: dict[str, Any], before: Callable[[], object] = lambda: None, **more: str) -> tuple[int, str]:
     """One `nanochat fetch`: its exit code and what it said."""
     process = start_fetch(hub, tmp_path, config, before, **more)
     said = process.communicate(timeout=120)[1]

@@ -259,7 +259,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault.kind == "status":
             self._answer(fault.status, fault.headers)
         elif fault.kind == "redirect":
-            self._answer(302, {"Location": fault.to})
+            self._answer(302, {"Location": fault.to, **fault.headers})
         elif fault.kind == "silent" or (fault.kind == "reset" and (self.command == "HEAD" or fault.at == 0)):
             self._hang_up(reset=fault.kind == "reset")
         elif fault.kind == "stall" and self.command == "HEAD":

@@ -130,8 +130,8 @@ def test_what_has_come_is_not_asked_for_again(hub: Hub, client: Client, tmp_path
 
 
 @pytest.mark.parametrize("name", NAMES, ids=NAMES.get)
-def test_a_renamed_repository_is_followed_with_the_token_of_the_same_hub(hub: Hub, tmp_path: Path, name: str) -> None:
-    moved = Fault("redirect", to=f"/datasets/owner/corpus/resolve/{'c' * 40}/{name}?moved=1")
+def test_a_redirect_within_the_hub_is_followed_with_the_token(hub: Hub, tmp_path: Path, name: str) -> None:
+    moved = Fault("redirect", to=f"/datasets/owner/corpus/resolve/{'c' * 40}/{name}?moved=1", headers={"X-Linked-Size": str(len(CONTENT[name]))})
     hub.gated, hub.faults = True, {f"HEAD {name}": [moved], f"{'LINK' if name == BIG else 'GET'} {name}": [moved]}
     client = Client(hub, tmp_path / "home", HF_TOKEN=TOKEN)
     outcome = client.download(hub, name, tmp_path / "file")

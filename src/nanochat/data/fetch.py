@@ -6,7 +6,7 @@ as the Hub has them, under names with their number. Rows are `{split}.jsonl`.
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,7 @@ def _download_all(repo: str, commit: str, names: list[str], folder: Path) -> lis
     """Download files into one folder, their path made a name, a few at a time."""
     folder.mkdir(parents=True, exist_ok=True)
     targets = {name: folder / name.replace("/", "--") for name in names}
-    return hub.download_all(repo, commit, targets, label=repo, then=lambda file: file)
+    return hub.download_all(repo, commit, targets, label=repo, then=lambda file, say: file)
 
 
 def part_shards(source: Source, part: str, *, chunk_shards: int | None, shards: int | None) -> list[int]:
@@ -189,9 +189,9 @@ def _fetch_shards(source: Source, part: str, folder: Path, *, chunk_shards: int 
     names = ["validation.parquet"] if part == "validation" else [f"train-{number:05d}.parquet" for number in numbers]
     targets = {source.place["pattern"].format(number): folder / name for number, name in zip(numbers, names, strict=True)}
 
-    def read(shard: Path) -> tuple[int, int]:
+    def read(shard: Path, say: Callable[[str], None]) -> tuple[int, int]:
         rows, size = text_size(shard)
-        log(f"{source.name}: {shard.name}: {rows:,} documents, {size / 1e6:.0f} MB of text")
+        say(f"{source.name}: {shard.name}: {rows:,} documents, {size / 1e6:.0f} MB of text")
         return rows, size
 
     sizes = hub.download_all(repo, commit, targets, label=f"{source.name} {part}", then=read)

@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote, urlsplit
@@ -24,6 +25,7 @@ CHANGES = 3  # so often a file may change while it is downloaded
 SPARE_BYTES = 50_000_000  # must stay free: for manifests and logs
 
 Result = TypeVar("Result")
+Then = Callable[[Path, Callable[[str], None]], Result]
 
 
 # --- names and revisions ---------------------------------------------------------------------------------------------
@@ -55,7 +57,7 @@ def parquet_files(repo: str, commit: str, folder: str) -> list[str]:
     url, seen, names = first, set[str](), list[str]()
     while url not in seen:
         seen.add(url)
-        page, following = with_retries(what, lambda url=url: ask_json(url, what, repo))  # type: ignore[misc]
+        page, following = with_retries(what, partial(ask_json, url, what, repo))
         names += [entry["path"] for entry in page if isinstance(entry, dict) and str(entry.get("path")).endswith(".parquet")]
         if following:  # its query alone: a mirror may name the Hub that it mirrors, and the token is not for others
             url = f"{first}?{urlsplit(following).query}"
@@ -82,31 +84,32 @@ def _api(repo: str, kind: str, revision: str, folder: str = "") -> str:
 
 def download(repo: str, commit: str, name: str, target: Path) -> None:
     """Fetch one file to `target` and compare its hash. A file that is already there with the right hash is kept."""
-    download_all(repo, commit, {name: target}, label=f"{repo}/{name}", then=lambda _: None)
+    download_all(repo, commit, {name: target}, label=f"{repo}/{name}", then=lambda file, say: None)
 
 
-def download_all(repo: str, commit: str, targets: Mapping[str, Path], *, label: str, then: Callable[[Path], Result]) -> list[Result]:
-    """Fetch files, a few at a time, and return what `then` makes of each. The space is looked at first; `label` names the progress.
+def download_all(repo: str, commit: str, targets: Mapping[str, Path], *, label: str, then: Then[Result]) -> list[Result]:
+    """Fetch files, a few at a time, and return what `then` makes of each: it is handed the file, and a log that does not break the bar.
 
-    All go into one folder, which is the caller's alone: two processes that write there must exclude each other.
+    The space is looked at first. All go into one folder, which is the caller's alone: two processes that write there must exclude each
+    other. `label` names the progress.
     """
     transfer = Transfer(label)
-    described = in_threads([lambda name=name, target=target: _look(repo, commit, name, target, transfer) for name, target in targets.items()], transfer.stopped)  # type: ignore[misc]
-    missing = [(file, target) for file, target in zip(described, targets.values(), strict=True) if file is not None]
-    for file, target in missing:
-        there = Partial(target, file).size()
-        transfer.expect(max(file.size or 0, there), there)
-    if missing:
-        _require_room(label, transfer.total - transfer.done, missing[0][1].parent)
-    files = dict(zip(targets, described, strict=True))
+    looks = [partial(_look, repo, commit, name, target, transfer) for name, target in targets.items()]
+    files = list(zip(in_threads(looks, transfer.stopped), targets.values(), strict=True))
+    for file, target in files:
+        if file is not None:
+            there = Partial(target, file).size()
+            transfer.expect(max(file.size or 0, there), there)
+    if transfer.total > transfer.done:
+        _require_room(label, transfer.total - transfer.done, files[0][1].parent)
 
-    def one(name: str, target: Path) -> Result:
-        if (file := files[name]) is not None:
+    def one(file: HubFile | None, target: Path) -> Result:
+        if file is not None:
             _fetch(file, target, transfer)
-        return then(target)
+        return then(target, transfer.say)
 
     with transfer.shown():
-        return in_threads([lambda name=name, target=target: one(name, target) for name, target in targets.items()], transfer.stopped)  # type: ignore[misc]
+        return in_threads([partial(one, file, target) for file, target in files], transfer.stopped)
 
 
 def describe(repo: str, commit: str, name: str, sleep: Callable[[float], object] = time.sleep) -> HubFile:
