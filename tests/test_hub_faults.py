@@ -82,6 +82,8 @@ def test_after_a_fault_in_the_bytes_the_right_bytes_come(hub: Hub, client: Clien
     assert (tmp_path / "file").read_bytes() == CONTENT[name]
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert hub.faults == {f"GET {name}": []}, "every fault was met"
+    wrong = {"damage", "foreign"} & {fault.kind for fault in PASSING[fault]}
+    assert ("arrived with hash" in outcome["said"]) == bool(wrong), "nothing was put together that had to be thrown away"
 
 
 BEFORE = {
