@@ -264,6 +264,13 @@ def test_what_is_not_there_is_told_in_one_sentence(hub: Hub, client: Client, tmp
     assert "give repo as owner/name" in sentence(name, f"a/b/c/{BIG}: ")
 
 
+def test_the_hash_is_what_the_hub_states_and_not_what_its_storage_does(hub: Hub, client: Client, tmp_path: Path) -> None:
+    storage = Fault("none", headers={"X-Linked-Etag": hashlib.sha256(CONTENT[BIG]).hexdigest(), "X-Linked-Size": str(len(CONTENT[BIG]))})
+    hub.faults = {f"HEAD {BIG}": [Fault("redirect", to=f"{hub.storage}/storage/{BIG}"), storage]}
+    assert "states no hash for it (ETag '')" in sentence(client.download(hub, BIG, tmp_path / "file")["error"], f"owner/corpus/{BIG}: ")
+    assert hub.faults == {f"HEAD {BIG}": []}
+
+
 def test_a_renamed_branch_is_told_unless_its_commit_is_locked(hub: Hub, client: Client, tmp_path: Path) -> None:
     lock = tmp_path / "revision.json"
     assert client.call("locked_commit", repo=hub.repo, revision="main", lock_file=lock)["result"] == "c" * 40

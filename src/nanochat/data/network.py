@@ -90,7 +90,8 @@ def answered(method: str, url: str, what: str, headers: Mapping[str, str] | None
         at_hub = True
         for _ in range(REDIRECTS + 1):
             with client().stream(method, url, headers=sent, timeout=stall_s(), follow_redirects=False) as response:
-                linked = {name: value for name, value in response.headers.items() if name.lower().startswith("x-linked-")} | linked
+                if at_hub:
+                    linked = {name: value for name, value in response.headers.items() if name.lower().startswith("x-linked-")} | linked
                 if not response.has_redirect_location or (method == "HEAD" and "x-linked-etag" in linked):
                     yield Answer(response, *_stated(response.headers if at_hub else {}, linked))
                     return
