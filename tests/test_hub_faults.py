@@ -157,6 +157,14 @@ def test_content_that_changes_in_mid_download_is_not_mixed(hub: Hub, client: Cli
     assert (tmp_path / "file").read_bytes() == CONTENT[BIG]
 
 
+def test_content_that_goes_on_changing_is_told_in_one_sentence(hub: Hub, client: Client, tmp_path: Path) -> None:
+    hub.faults = {f"LINK {BIG}": [Fault("none", headers={"X-Linked-Etag": "0" * 64})] * ALWAYS}
+    outcome = client.download(hub, BIG, tmp_path / "file")
+    assert "changes on the Hub while it is downloaded; pin a commit" in sentence(outcome["error"], f"owner/corpus/{BIG}: ")
+    assert len(hub.faults[f"LINK {BIG}"]) == ALWAYS - 3
+    assert left(tmp_path) == []
+
+
 # --- how long to wait ------------------------------------------------------------------------------------------------
 
 
