@@ -146,6 +146,14 @@ def test_an_empty_file_is_no_fault(hub: Hub, client: Client, tmp_path: Path) -> 
     assert (tmp_path / "file").read_bytes() == b""
 
 
+@pytest.mark.parametrize("stated", [{"Content-Length": ""}, {"Content-Length": "10", "Content-Encoding": "gzip"}], ids=["no size", "compressed size"])
+@pytest.mark.parametrize("fault", ["none", "cut", "chunked", "gzip", "stall", "damage"])
+def test_a_file_of_unknown_size_is_whole_all_the_same(hub: Hub, client: Client, tmp_path: Path, fault: str, stated: dict[str, str]) -> None:
+    hub.faults = {f"HEAD {SMALL}": [Fault("none", headers=stated)], f"GET {SMALL}": [Fault(fault)]}
+    assert client.download(hub, SMALL, tmp_path / "file")["error"] == ""
+    assert (tmp_path / "file").read_bytes() == CONTENT[SMALL]
+
+
 def test_content_that_changes_in_mid_download_is_not_mixed(hub: Hub, client: Client, tmp_path: Path) -> None:
     new = random.Random(2).randbytes(400_000)
     link = Fault("none", headers={"X-Linked-Etag": f'"{hashlib.sha256(new).hexdigest()}"'})
