@@ -6,8 +6,7 @@ as the Hub has them, under names with their number. Rows are `{split}.jsonl`.
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from nanochat.data.wheels import open_wheel
 from nanochat.errors import UserError
 from nanochat.runtime import log
 
-DOWNLOAD_THREADS = 4
 RAW = ".raw"  # files of the Hub before their conversion; kept until the part is complete, so that a retry reuses them
 
 # names of the files, what is counted, and where exactly the data came from
@@ -166,20 +164,8 @@ def _parquet_rows(files: list[Path]) -> Iterator[dict[str, Any]]:
 def _download_all(repo: str, commit: str, names: list[str], folder: Path) -> list[Path]:
     """Download files into one folder, their path made a name, a few at a time."""
     folder.mkdir(parents=True, exist_ok=True)
-    targets = [folder / name.replace("/", "--") for name in names]
-    _in_threads([lambda name=name, target=target: hub.download(repo, commit, name, target) for name, target in zip(names, targets, strict=True)])
-    return targets
-
-
-def _in_threads(actions: list[Any]) -> list[Any]:
-    """Results of `actions`; the first failure stops those that have not begun."""
-    with ThreadPoolExecutor(DOWNLOAD_THREADS) as pool:
-        futures = [pool.submit(action) for action in actions]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    targets = {name: folder / name.replace("/", "--") for name in names}
+    return hub.download_all(repo, commit, targets, label=repo, then=lambda file, say: file)
 
 
 def part_shards(source: Source, part: str, *, chunk_shards: int | None, shards: int | None) -> list[int]:
@@ -201,14 +187,14 @@ def _fetch_shards(source: Source, part: str, folder: Path, *, chunk_shards: int 
     numbers = part_shards(source, part, chunk_shards=chunk_shards, shards=shards)
     repo, commit = source.place["repo"], _commit(source, folder)
     names = ["validation.parquet"] if part == "validation" else [f"train-{number:05d}.parquet" for number in numbers]
+    targets = {source.place["pattern"].format(number): folder / name for number, name in zip(numbers, names, strict=True)}
 
-    def fetch_one(number: int, name: str) -> tuple[int, int]:
-        hub.download(repo, commit, source.place["pattern"].format(number), folder / name)
-        rows, size = text_size(folder / name)
-        log(f"{source.name}: shard {number}: {rows:,} documents, {size / 1e6:.0f} MB of text")
+    def read(shard: Path, say: Callable[[str], None]) -> tuple[int, int]:
+        rows, size = text_size(shard)
+        say(f"{source.name}: {shard.name}: {rows:,} documents, {size / 1e6:.0f} MB of text")
         return rows, size
 
-    sizes = _in_threads([lambda pair=pair: fetch_one(*pair) for pair in zip(numbers, names, strict=True)])
+    sizes = hub.download_all(repo, commit, targets, label=f"{source.name} {part}", then=read)
     split = "validation" if part == "validation" else "train"
     size = sum(size for _, size in sizes)
     counts = {"rows": {split: sum(rows for rows, _ in sizes)}, "bytes": size, "split_bytes": {split: size}}

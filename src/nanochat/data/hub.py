@@ -1,30 +1,34 @@
 """Files of datasets on the Hugging Face Hub: revision locked at the first fetch, every file checked against the hash the Hub states.
 
-huggingface_hub retries some failures itself but not a reset connection nor a 5xx answer, and it accepts a damaged body of
-the right length; both are dealt with here.
+How the bytes come is the business of download.py, how often to ask that of network.py.
 """
 
-import contextlib
-import hashlib
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
+from urllib.parse import quote, urlsplit
 
 from filelock import FileLock
 
-from nanochat.artifacts import HASH_CHUNK_BYTES, read_json, sha256_file, sync_folder, write_json
+from nanochat.artifacts import read_json, write_json
+from nanochat.data.download import ChangedError, HubFile, Partial, fetch_file, file_etag, is_hash
+from nanochat.data.network import answered, ask_json, check, first_line, with_retries
+from nanochat.data.transfer import Transfer, in_threads
 from nanochat.errors import UserError
 from nanochat.runtime import log
 
-RETRY_WAITS_S = (2.0, 4.0, 8.0, 16.0)
+CHANGES = 3  # so often a file may change while it is downloaded
+SPARE_BYTES = 50_000_000  # must stay free: for manifests and logs
+
 Result = TypeVar("Result")
+Then = Callable[[Path, Callable[[str], None]], Result]
 
 
-class DamagedError(Exception):
-    """A file arrived with another hash than the Hub states for it."""
+# --- names and revisions ---------------------------------------------------------------------------------------------
 
 
 def locked_commit(repo: str, revision: str, lock_file: Path) -> str:
@@ -37,96 +41,119 @@ def locked_commit(repo: str, revision: str, lock_file: Path) -> str:
             locked = read_json(lock_file)
             if (locked["repo"], locked["revision"]) == (repo, revision):
                 return str(locked["commit"])
-        from huggingface_hub import HfApi
-
-        commit = with_retries(f"{repo} at {revision}", lambda: HfApi().dataset_info(repo, revision=revision).sha)
+        what = f"{repo} at {revision}"
+        content, _ = with_retries(what, lambda: ask_json(_api(repo, "revision", revision), what, repo))
+        commit = content.get("sha") if isinstance(content, dict) else None
+        if not isinstance(commit, str) or not re.fullmatch("[0-9a-f]{40}", commit):
+            raise UserError(f"{what}: the answer names no commit; check HF_ENDPOINT and the proxy")
         write_json(lock_file, {"repo": repo, "revision": revision, "commit": commit})
     log(f"{repo}: {revision} is {commit}, locked in {lock_file}")
-    return str(commit)
+    return commit
 
 
 def parquet_files(repo: str, commit: str, folder: str) -> list[str]:
     """Parquet files in a folder of the repository, sorted. Raises UserError if there is none."""
-    from huggingface_hub import HfApi
-
-    tree = with_retries(f"{repo}/{folder}", lambda: list(HfApi().list_repo_tree(repo, folder, revision=commit, repo_type="dataset")))
-    files = sorted(entry.path for entry in tree if entry.path.endswith(".parquet"))
-    if not files:
+    what, first = f"{repo}/{folder}", _api(repo, "tree", commit, folder)
+    url, seen, names = first, set[str](), list[str]()
+    while url not in seen:
+        seen.add(url)
+        page, following = with_retries(what, partial(ask_json, url, what, repo))
+        names += [entry["path"] for entry in page if isinstance(entry, dict) and str(entry.get("path")).endswith(".parquet")]
+        if following:  # its query alone: a mirror may name the Hub that it mirrors, and the token is not for others
+            url = f"{first}?{urlsplit(following).query}"
+    if not names:
         raise UserError(f"{repo}: no parquet file in {folder} at {commit}; the dataset has moved, pin another revision")
-    return files
+    return sorted(names)
+
+
+def _api(repo: str, kind: str, revision: str, folder: str = "") -> str:
+    """Address of a question about a dataset."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UserError(f"{repo}: no name of a repository ({first_line(error)}); give it as owner/name") from None
+    return f"{constants.ENDPOINT}/api/datasets/{repo}/{kind}/{quote(revision, safe='')}" + (f"/{quote(folder)}" if folder else "")
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
 
 
 def download(repo: str, commit: str, name: str, target: Path) -> None:
     """Fetch one file to `target` and compare its hash. A file that is already there with the right hash is kept."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    download_all(repo, commit, {name: target}, label=f"{repo}/{name}", then=lambda file, say: None)
 
-    url = hf_hub_url(repo, name, repo_type="dataset", revision=commit)
-    etag = with_retries(f"{repo}/{name}", lambda: get_hf_file_metadata(url).etag) or ""
-    if target.is_file() and file_etag(target, etag) == etag:
-        return
-    staging = target.with_name(f".{target.name}.hub")
+
+def download_all(repo: str, commit: str, targets: Mapping[str, Path], *, label: str, then: Then[Result]) -> list[Result]:
+    """Fetch files, a few at a time, and return what `then` makes of each: it is handed the file, and a log that does not break the bar.
+
+    The space is looked at first. All go into one folder, which is the caller's alone: two processes that write there must exclude each
+    other. `label` names the progress.
+    """
+    transfer = Transfer(label)
+    looks = [partial(_look, repo, commit, name, target, transfer) for name, target in targets.items()]
+    files = list(zip(in_threads(looks, transfer.stopped), targets.values(), strict=True))
+    for file, target in files:
+        if file is not None:
+            there = Partial(target, file).size()
+            transfer.expect(max(file.size or 0, there), there)
+    if transfer.total > transfer.done:
+        _require_room(label, transfer.total - transfer.done, files[0][1].parent)
+
+    def one(file: HubFile | None, target: Path) -> Result:
+        if file is not None:
+            _fetch(file, target, transfer)
+        return then(target, transfer.say)
+
+    with transfer.shown():
+        return in_threads([partial(one, file, target) for file, target in files], transfer.stopped)
+
+
+def describe(repo: str, commit: str, name: str, sleep: Callable[[float], object] = time.sleep) -> HubFile:
+    """What the Hub states of a file: its hash and its size."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.errors import HFValidationError
+
+    what = f"{repo}/{name}"
     try:
-        with_retries(f"{repo}/{name}", lambda: _attempt(repo, commit, name, target, etag, staging))
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        url = hf_hub_url(repo, name, repo_type="dataset", revision=commit)
+    except HFValidationError as error:
+        raise UserError(f"{what}: no name of a file on the Hub ({first_line(error)}); give repo as owner/name") from None
+
+    def ask() -> tuple[str, int | None]:
+        with answered("HEAD", url, what) as answer:
+            check(answer.response, what, repo)
+            return answer.etag, answer.size
+
+    etag, size = with_retries(what, ask, sleep)
+    if not is_hash(etag):
+        raise UserError(f"{what}: the server states no hash for it (ETag {etag[:80]!r}); use the Hub, or a mirror that passes its headers on")
+    return HubFile(repo, commit, name, url, etag, size)
 
 
-def _attempt(repo: str, commit: str, name: str, target: Path, etag: str, staging: Path) -> None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    disable_progress_bars()
-    shutil.rmtree(staging, ignore_errors=True)  # what a damaged or killed attempt left must not be taken for a cache
-    file = Path(hf_hub_download(repo, name, repo_type="dataset", revision=commit, local_dir=staging, force_download=True))
-    if (found := file_etag(file, etag)) != etag:
-        raise DamagedError(f"hash {found} instead of {etag}")
-    file.replace(target)
-    sync_folder(target.parent)
+def _look(repo: str, commit: str, name: str, target: Path, transfer: Transfer) -> HubFile | None:
+    """The file to fetch, or None if it is here."""
+    file = describe(repo, commit, name, transfer.sleep)
+    return None if target.is_file() and file_etag(target, file.etag) == file.etag else file
 
 
-def file_etag(path: Path, like: str) -> str:
-    """Hash of a file in the form of `like`: sha256 (large files) or git's blob sha1 (small ones)."""
-    if len(like) == 64:
-        return sha256_file(path)
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as file:
-        while piece := file.read(HASH_CHUNK_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def with_retries(what: str, action: Callable[[], Result]) -> Result:
-    """Result of `action`, tried again after network failures and damaged files; UserError where that is no use or did not help."""
-    from huggingface_hub import errors
-
-    for wait in (*RETRY_WAITS_S, None):
+def _fetch(file: HubFile, target: Path, transfer: Transfer) -> None:
+    for _ in range(CHANGES):
         try:
-            return action()
-        except errors.GatedRepoError:
-            raise UserError(f"{what}: access is restricted; accept its terms on huggingface.co and log in with `hf auth login`") from None
-        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError) as error:
-            raise UserError(f"{what}: not on the Hub ({_first_line(error)}); check repo, revision and files") from None
-        except errors.HFValidationError as error:
-            raise UserError(f"{what}: {_first_line(error)}") from None
-        except (_transport_error(), OSError, DamagedError) as error:
-            with contextlib.suppress(AttributeError):
-                if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-                    raise  # a file of ours, not the network: the disk is full, or a permission is missing
-            if wait is None:
-                raise UserError(
-                    f"{what}: failed after {len(RETRY_WAITS_S) + 1} attempts ({_first_line(error)}); check the network and run again, what is complete is kept"
-                ) from None
-            log(f"{what}: {_first_line(error)}; next attempt in {wait:.0f} s")
-            time.sleep(wait)
-    raise AssertionError("unreachable: the last attempt returns or raises")
+            fetch_file(file, target, transfer)
+            return
+        except ChangedError:
+            transfer.say(f"{file.what}: its content has changed on the Hub; starting again")
+            transfer.add(-Partial(target, file).size())
+            file = describe(file.repo, file.commit, file.name, transfer.sleep)
+    raise UserError(f"{file.what}: changes on the Hub while it is downloaded; pin a commit that stays, and run again")
 
 
-def _transport_error() -> Any:
-    """Base class of the errors of whichever HTTP client this huggingface_hub uses."""
-    from huggingface_hub import errors
-
-    return errors.HfHubHTTPError.__bases__[0]
-
-
-def _first_line(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+def _require_room(label: str, missing: int, folder: Path) -> None:
+    """Refuse a download that the disk cannot hold."""
+    free = shutil.disk_usage(folder).free
+    if missing + SPARE_BYTES > free:
+        raise UserError(f"{label}: {missing / 1e6:,.1f} MB to download, {free / 1e6:,.1f} MB are free in {folder}; free some space and run again")

