@@ -223,16 +223,16 @@ class Handler(BaseHTTPRequestHandler):
             stated |= {} if fault.kind == "unsaid" else {"Content-Range": f"bytes {begin}-{len(data) - 1}/{len(data)}"}
         else:
             body, status = data, 200
-        self._body(status, body, stated, fault)
+        self._body(name, status, first, body, stated, fault)
 
-    def _body(self, status: int, body: bytes, stated: dict[str, str], fault: Fault) -> None:
+    def _body(self, name: str, status: int, first: int, body: bytes, stated: dict[str, str], fault: Fault) -> None:
         at = min(round(len(body) * fault.at), len(body) - 1)
         if fault.kind in ("damage", "foreign"):
             body = bytes([body[0] ^ 1]) + body[1:] if fault.kind == "damage" else b"?" * len(body)
         elif fault.kind in ("long", "short"):
             body = body + b"+" * 50 if fault.kind == "long" else body[:at]
         elif fault.kind == "gzip":
-            body = gzip.compress(body)
+            body = gzip.compress(self.server.files[name])[first:]
             stated["Content-Encoding"] = "gzip"
         length = {"Transfer-Encoding": "chunked"} if fault.kind == "chunked" else {"Content-Length": str(len(body))}
         self.send_response(status)

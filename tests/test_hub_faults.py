@@ -154,6 +154,14 @@ def test_a_file_of_unknown_size_is_whole_all_the_same(hub: Hub, client: Client, 
     assert (tmp_path / "file").read_bytes() == CONTENT[SMALL]
 
 
+@pytest.mark.parametrize("name", NAMES, ids=NAMES.get)
+def test_a_server_that_always_compresses_is_asked_for_the_whole(hub: Hub, client: Client, tmp_path: Path, name: str) -> None:
+    hub.faults = {f"GET {name}": [Fault("cut", 0.01), *[Fault("gzip")] * ALWAYS]}  # a part of what is compressed cannot be read
+    assert client.download(hub, name, tmp_path / "file")["error"] == ""
+    assert (tmp_path / "file").read_bytes() == CONTENT[name]
+    assert len(hub.faults[f"GET {name}"]) == ALWAYS - 2
+
+
 def test_content_that_changes_in_mid_download_is_not_mixed(hub: Hub, client: Client, tmp_path: Path) -> None:
     new = random.Random(2).randbytes(400_000)
     link = Fault("none", headers={"X-Linked-Etag": f'"{hashlib.sha256(new).hexdigest()}"'})
