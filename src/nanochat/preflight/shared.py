@@ -27,9 +27,9 @@ def user_name(number: int) -> str:
         return f"user {number}"
 
 
-def not_writable(root: Path) -> str | None:
+def not_writable(root: Path, *, dry_run: bool = False) -> str | None:
     """What of this folder cannot be written by this user, in one sentence; None: nothing."""
-    for path in _written(root):
+    for path in _notes(root) if dry_run else [*_written(root), *_notes(root)]:
         if os.access(path, os.W_OK):
             continue
         owner, me = path.stat().st_uid, os.geteuid()
@@ -39,6 +39,12 @@ def not_writable(root: Path) -> str | None:
         cure = f"ask {name} to type: chmod -R g+rwX {root.absolute()} (and `umask 002` before the next snakemake), or work in a clone of your own"
         return f"{path}: belongs to {name}, and {user_name(me)} cannot write it; {cure}"
     return None
+
+
+def _notes(root: Path) -> list[Path]:
+    """Where snakemake keeps notes even of a dry run."""
+    notes = root / ".snakemake" / "iocache"
+    return [next(path for path in (notes, notes.parent, root) if path.is_dir()), *notes.glob("latest.pkl")]
 
 
 def _written(root: Path) -> Iterator[Path]:
