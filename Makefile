@@ -44,7 +44,7 @@ check: .venv/installed
 # 77: a machine that cannot have SLURM, the reason was said; the tests that need it are skipped
 test: check
 	@tests/slurm/install.sh || [ $$? = 77 ]
-	@tests/run.sh --numprocesses $(WORKERS) --durations 40 --durations-min 5
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --durations 40 --durations-min 5
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from workspace import TARGETS, Workspace
+from workspace import Workspace
 
 pytestmark = pytest.mark.workflow
 
@@ -243,7 +243,7 @@ def test_a_change_reruns_what_it_must_and_nothing_else(workspace: Workspace, pai
     assert workspace.plan() == pair.stale
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ["all", "tokenizer", "evaluate", "report"])
 def test_a_target_without_its_benchmarks_and_logs_is_finished(workspace: Workspace, target: str) -> None:
     delete("benchmarks", "logs")(workspace)
     assert workspace.plan(target) == set()
