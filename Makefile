@@ -7,7 +7,7 @@ BIN := .venv/bin
 RUN ?= quickstart
 PROMPT ?= Who are you?
 CORES ?= all
-WORKERS ?= 2
+WORKERS ?= 3
 
 .PHONY: help run test check clean
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import warm
 import yaml
 
 REPOSITORY = Path(__file__).parent.parent
@@ -64,7 +65,7 @@ class Workspace:
 
     def snakemake(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Run `snakemake ARGUMENTS` in the workspace."""
-        return self.run(str(Path(sys.executable).with_name("snakemake")), *arguments)
+        return warm.snakemake(arguments, self.folder, self.environment(), timeout=500)
 
     def nanochat(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Run `nanochat ARGUMENTS` in the workspace."""
