@@ -190,13 +190,19 @@ def test_state_saved_and_loaded_goes_on_with_the_same_bits(tmp_path: Any) -> Non
     expected = after(both(whole), whole, 6)
     first = both(resumed)
     after(first, resumed, 3)
-    torch.save(first.state_dict(), tmp_path / "state")
+    torch.save([first.state[parameter] for parameter in resumed], tmp_path / "state")
     second = both(resumed)
-    second.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    second.state.update(zip(resumed, torch.load(tmp_path / "state", weights_only=True), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(expected, after(second, resumed, 3, 3), strict=True))
     forgetful = weights()
     after(both(forgetful), forgetful, 3)
     assert not torch.equal(expected[0], after(both(forgetful), forgetful, 3, 3)[0])
+
+
+def test_a_parameter_in_two_groups_is_refused() -> None:
+    parameters = weights()
+    with pytest.raises(ValueError, match="a parameter stands in two places"):
+        MuonAdamW([{"kind": "muon", "params": parameters[:3], "lr": 0.02}, {"kind": "adamw", "params": parameters[2:], "lr": 0.01}])
 
 
 def test_equal_steps_give_equal_bits() -> None:

@@ -49,12 +49,12 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A causal language model. Initialised on construction, from `generator` (absent: one seeded with 0), but not on "meta"."""
+    """A causal language model. Initialised on construction, from `generator` (absent: one seeded with 0), but not on "meta" nor when it is `blank`."""
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, config: ModelConfig, *, dtype: torch.dtype = torch.float32, generator: torch.Generator | None = None) -> None:
+    def __init__(self, config: ModelConfig, *, dtype: torch.dtype = torch.float32, generator: torch.Generator | None = None, blank: bool = False) -> None:
         super().__init__()
         if config.attention not in ATTENTION:
             raise ValueError(f"attention={config.attention!r}: not a variant; choose one of {', '.join(ATTENTION)}")
@@ -73,11 +73,11 @@ class GPT(nn.Module):
         if config.backout:
             self.backout_lambda = nn.Parameter(torch.empty(1))
         self.reset_tables()
-        if not self.head.weight.is_meta:
+        if not blank and not self.head.weight.is_meta:
             self.init_weights(generator or torch.Generator().manual_seed(0))
 
     def reset_tables(self) -> None:
-        """Compute the rotary tables on the weights' device; needed after `to_empty`, since they are not saved."""
+        """Compute the rotary tables on the weights' device, from values of the CPU; they are not saved."""
         device = self.head.weight.device
         cos, sin = rotary_table(self.config.sequence_len, self.config.head_dim, self.config.rope_base)
         self.register_buffer("cos", cos.to(device), persistent=False)

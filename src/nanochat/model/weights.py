@@ -63,9 +63,8 @@ def load_model(
         config = ModelConfig.from_dict(description["architecture"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{manifest_path.parent / DESCRIPTION}: {error}; run the stage that makes it again") from None
-    with torch.device("meta"):
-        model = GPT(config, dtype=dtype)
-    model.to_empty(device=device)
+    with torch.device(device):
+        model = GPT(config, dtype=dtype, blank=True)
     model.reset_tables()
     load_weights(model, weights)
     if inference:

@@ -115,7 +115,7 @@ def make_update(model: Model, optimizer: MuonAdamW, plan: TrainingPlan, batches:
     counted = int(runtime.all_reduce(torch.tensor(local, device=runtime.device)))
     if not counted:
         return Update(0.0, 0.0, 0, multiplier)
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     sums = []
     for ids, targets in progress.each(micro_batches):
         summed, _ = model.loss(to_device(ids, runtime), to_device(targets, runtime))
