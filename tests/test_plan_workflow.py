@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -414,6 +415,7 @@ def plan_seconds(experiment: Path) -> float:
     return cpu_seconds([sys.executable, "-m", "nanochat", "plan", "--profile", "slurm", "--configfile", str(experiment)], REPOSITORY)
 
 
+@cache
 def snakemake_seconds(*arguments: str) -> float:
     return cpu_seconds([str(Path(sys.executable).with_name("snakemake")), *arguments], REPOSITORY)
 

@@ -102,7 +102,7 @@ def test_the_history_keeps_what_the_log_of_an_attempt_loses(workspace: Workspace
 
 def test_a_second_snakemake_is_refused_while_the_first_one_runs(workspace: Workspace) -> None:
     workspace.path("results/tiny/chat_sft/model.safetensors").unlink()
-    command = [str(Path(sys.executable).with_name("snakemake")), "--cores", "1"]
+    command = [str(Path(sys.executable).with_name("snakemake")), "--cores", "1", "sft"]
     with workspace.path("first.txt").open("w", encoding="utf-8") as said:
         first = subprocess.Popen(command, cwd=workspace.folder, env=workspace.environment(), stdout=said, stderr=said)
         wait_for(lambda: any(workspace.path(".snakemake/locks").glob("*")))
@@ -110,18 +110,18 @@ def test_a_second_snakemake_is_refused_while_the_first_one_runs(workspace: Works
         assert second.returncode != 0
         assert "cannot be locked" in second.stdout + second.stderr
         assert first.wait(timeout=200) == 0
-    assert workspace.plan() == set()
+    assert workspace.plan("sft") == set()
 
 
 def test_a_stage_that_was_told_to_stop_is_retried_and_goes_on(workspace: Workspace) -> None:
     """Exit code 75 means: run me again. The declared outputs are deleted in between, the resume state is not."""
-    workspace.configure(put(*RUN, "base_train", "horizon", to={"steps": 400, "batch_tokens": 512}))
+    workspace.configure(put(*RUN, "base_train", "horizon", to={"steps": 200, "batch_tokens": 512}))
     command = [str(Path(sys.executable).with_name("snakemake")), "--cores", "1", "--retries", "1", "base"]
     said = workspace.path("said.txt")
     folder = workspace.path("results/tiny/base_train")
     with said.open("w", encoding="utf-8") as file:
         job = subprocess.Popen(command, cwd=workspace.folder, env=workspace.environment(), stdout=file, stderr=file)
-        wait_for(lambda: "step 2/400" in said.read_text(encoding="utf-8"))
+        wait_for(lambda: "step 2/200" in said.read_text(encoding="utf-8"))
         os.kill(json.loads((folder / ".owner.json").read_text(encoding="utf-8"))["pid"], signal.SIGUSR1)
         assert job.wait(timeout=400) == 0, said.read_text(encoding="utf-8")[-5000:]
     assert "exit status 75" in said.read_text(encoding="utf-8")
@@ -130,7 +130,7 @@ def test_a_stage_that_was_told_to_stop_is_retried_and_goes_on(workspace: Workspa
     assert not (folder / "resume").exists()
     history = workspace.path("logs/base_train/tiny.history").read_text(encoding="utf-8")
     assert "SIGUSR1" in history
-    assert "step 400/400" in history
+    assert "step 200/200" in history
     assert "SIGUSR1" not in workspace.path("logs/base_train/tiny.log").read_text(encoding="utf-8")
 
 

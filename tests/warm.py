@@ -6,6 +6,7 @@ Nothing of the server's but those modules is left in a command: arguments, envir
 Snakemake looks for executor plugins while it is imported: a test that brings one starts the command itself.
 """
 
+import atexit
 import gc
 import importlib
 import json
@@ -28,7 +29,9 @@ ONE_AT_A_TIME = Lock()
 def server() -> "subprocess.Popen[str]":
     """The server of this process."""
     one_thread = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # a process of several threads cannot be forked
-    return subprocess.Popen([sys.executable, __file__], env=one_thread, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, __file__], env=one_thread, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(process.communicate)  # which ends it
+    return process
 
 
 def snakemake(arguments: tuple[str, ...], folder: Path, environment: dict[str, str], timeout: float) -> "subprocess.CompletedProcess[str]":
