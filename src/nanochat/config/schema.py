@@ -1,10 +1,10 @@
 """Every key of an experiment file: its meaning and its bounds. Names that refer to other sections are checked in checks.py."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from nanochat.data.sources import SOURCES, Source, user_source
+from nanochat.data.sources import EXPORT, SOURCES, Source, user_source
 
 SPECIAL_TOKENS = 9  # <|bos|>, and start and end of user, assistant, python, output
 MIN_VOCAB = 256 + SPECIAL_TOKENS
@@ -40,7 +40,9 @@ class UserSource(Section):
     path: str | None = None  # local: a folder or a file
     repo: str | None = None  # hf: owner/name
     revision: str = "main"  # hf: branch or commit
-    files: list[str] = []  # hf: parquet or jsonl files of the repository, in order
+    files: list[str] = []  # hf: parquet, jsonl or txt files of the repository, in order; empty: all of config and split, as the Hub exports it to parquet
+    config: Annotated[str, Field(pattern="^[^/]+$")] = "default"  # hf, without files: which of the dataset's configurations
+    split: Annotated[str, Field(pattern="^[^/]+$")] = "train"  # hf, without files: which of its splits
     column: str = "text"  # which column or key holds the text
     licence: str = "not stated"
 
@@ -48,9 +50,20 @@ class UserSource(Section):
     def _has_its_place(self) -> Self:
         if self.kind == "local" and not self.path:
             raise ValueError("kind local needs path: a folder or file")
-        if self.kind == "hf" and not (self.repo and self.files):
-            raise ValueError("kind hf needs repo: owner/name and files: [...]")
+        if self.kind == "hf" and not self.repo:
+            raise ValueError("kind hf needs repo: owner/name")
+        if self.files and (self.config, self.split) != ("default", "train"):
+            raise ValueError(f"files says what to read, config={self.config} and split={self.split} do too; leave out files, or config and split")
         return self
+
+    def source(self, name: str) -> Source:
+        """This source as the registry would describe it."""
+        if self.kind == "local":
+            return user_source(name, kind="local", licence=self.licence, path=self.path, column=self.column)
+        place: dict[str, Any] = {"repo": self.repo, "revision": self.revision, "files": self.files, "column": self.column}
+        if not self.files:
+            place |= {"folder": f"{self.config}/{self.split}", "revision": EXPORT if self.revision == "main" else self.revision}
+        return user_source(name, kind="hf", licence=self.licence, **place)
 
 
 class Corpus(Section):
@@ -240,4 +253,4 @@ class Experiment(Section):
 
     def source(self, name: str) -> Source:
         """A source by name, the user's own included."""
-        return user_source(name, **self.sources[name].model_dump()) if name in self.sources else SOURCES[name]
+        return self.sources[name].source(name) if name in self.sources else SOURCES[name]
