@@ -18,6 +18,7 @@ FOLDER = Path(__file__).parent
 PLACES = {  # where a section stands in the file -> its class
     "": "Experiment",
     "sources.NAME": "UserSource",
+    "sources.NAME.columns": "ChatColumns",
     "corpora.NAME": "Corpus",
     "tokenizers.NAME": "Tokenizer",
     "runs.NAME": "Run",

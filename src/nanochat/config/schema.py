@@ -33,8 +33,22 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class ChatColumns(Section):
+    """Which columns or keys of a user's own data hold conversations: `messages`, or `prompt` and `answer`."""
+
+    messages: str | None = None  # a list of {role, content} or of {from, value}
+    prompt: str | None = None  # what the user says
+    answer: str | None = None  # what the assistant says to that
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (bool(self.messages), bool(self.prompt), bool(self.answer)) not in ((True, False, False), (False, True, True)):
+            raise ValueError("give messages, or prompt and answer")
+        return self
+
+
 class UserSource(Section):
-    """A source of the user's own: a folder of .parquet, .jsonl or .txt files, or a dataset on the Hub."""
+    """A source of the user's own: a folder of .parquet, .jsonl or .txt files, or a dataset on the Hub. Text for a corpus, or conversations."""
 
     kind: Literal["local", "hf"]
     path: str | None = None  # local: a folder or a file
@@ -44,6 +58,7 @@ class UserSource(Section):
     config: Annotated[str, Field(pattern="^[^/]+$")] = "default"  # hf, without files: which of the dataset's configurations
     split: Annotated[str, Field(pattern="^[^/]+$")] = "train"  # hf, without files: which of its splits
     column: str = "text"  # which column or key holds the text
+    columns: ChatColumns | None = None  # of conversations: the source is none of text, but of task `conversations` in a mixture
     licence: str = "not stated"
 
     @model_validator(mode="after")
@@ -54,13 +69,16 @@ class UserSource(Section):
             raise ValueError("kind hf needs repo: owner/name")
         if self.files and (self.config, self.split) != ("default", "train"):
             raise ValueError(f"files says what to read, config={self.config} and split={self.split} do too; leave out files, or config and split")
+        if self.columns and self.column != "text":
+            raise ValueError(f"column={self.column} is of text, columns are of conversations; keep one of them")
         return self
 
     def source(self, name: str) -> Source:
         """This source as the registry would describe it."""
+        place: dict[str, Any] = {"columns": self.columns.model_dump(exclude_none=True)} if self.columns else {"column": self.column}
         if self.kind == "local":
-            return user_source(name, kind="local", licence=self.licence, path=self.path, column=self.column)
-        place: dict[str, Any] = {"repo": self.repo, "revision": self.revision, "files": self.files, "column": self.column}
+            return user_source(name, kind="local", licence=self.licence, path=self.path, **place)
+        place |= {"repo": self.repo, "revision": self.revision, "files": self.files}
         if not self.files:
             place |= {"folder": f"{self.config}/{self.split}", "revision": EXPORT if self.revision == "main" else self.revision}
         return user_source(name, kind="hf", licence=self.licence, **place)

@@ -6,6 +6,7 @@ as the Hub has them, under names with their number. Rows are `{split}.jsonl`.
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from nanochat.artifacts import atomic_path, read_json, sha256_file, write_manife
 from nanochat.data import hub
 from nanochat.data.address import download_url
 from nanochat.data.lockfile import Lock
+from nanochat.data.readers_chat import conversations
 from nanochat.data.readers_files import FILE_READERS
 from nanochat.data.readers_local import files_identity, local_files, read_documents
 from nanochat.data.readers_rows import HUB_ROWS, RANK_READERS, ROW_READERS, Row
@@ -127,15 +129,28 @@ def write_jsonl(rows: Iterable[Row], path: Path) -> tuple[int, int]:
 
 
 def _fetch_local(source: Source, folder: Path, wheels: Path, lock: Lock) -> Fetched:
-    files = local_files(source.place["path"], source.name)
-    return _corpus_of_files(source, files, folder, {})
+    return _users_files(source, local_files(source.place["path"], source.name), folder, {})
 
 
-def _corpus_of_files(source: Source, files: list[Path], folder: Path, identity: dict[str, Any]) -> Fetched:
+def _users_files(source: Source, files: list[Path], folder: Path, identity: dict[str, Any]) -> Fetched:
+    """A user's own files as a corpus, or as conversations."""
+    if not source.is_text:
+        return _chat_of_files(source, files, folder, identity)
     column = source.place["column"]
     documents = (document for file in files for document in read_documents(file, column))
     names, counts = write_corpus(documents, folder, f"sources.{source.name}")
     return names, counts.manifest(), {**identity, "column": column, "read": files_identity(files)}
+
+
+def _chat_of_files(source: Source, files: list[Path], folder: Path, identity: dict[str, Any]) -> Fetched:
+    seen, columns = Counter[str](), source.place["columns"]
+    names, counts = _write_rows({"train": conversations(files, columns, seen)}, folder)
+    if not counts["rows"]["train"]:
+        cure = "check columns: and the roles of the messages"
+        raise UserError(f"sources.{source.name}: none of {seen['read']:,} rows is a conversation of user and assistant in turns; {cure}")
+    if left_out := seen["left out"]:
+        log(f"{source.name}: of {seen['read']:,} rows {left_out:,} left out: no answer, an empty message, or roles that do not alternate")
+    return names, {**counts, "rows_left_out": left_out}, {**identity, "columns": columns, "read": files_identity(files)}
 
 
 # --- a file at an address --------------------------------------------------------------------------------------------
@@ -171,15 +186,15 @@ def _commit(source: Source, lock: Lock) -> str:
 
 
 def _fetch_hub(source: Source, folder: Path, wheels: Path, lock: Lock) -> Fetched:
-    """Rows of a task, or a user's files as a corpus."""
+    """Rows of a task, or a user's files."""
     repo, commit = source.place["repo"], _commit(source, lock)
     identity = {"repo": repo, "revision": commit}
-    if source.is_text:
+    if "files" in source.place:
         names = source.place["files"] or _whole_dataset(source, commit)
         if unusable := [name for name in names if Path(name).suffix.lower() not in (".parquet", ".jsonl", ".txt")]:
             raise UserError(f"sources.{source.name}.files={unusable[0]!r}: not a .parquet, .jsonl or .txt file; choose files of these kinds")
         files = _download_all(repo, commit, names, folder / RAW)
-        return _corpus_of_files(source, files, folder, identity)
+        return _users_files(source, files, folder, identity)
     row_of = HUB_ROWS[source.place["reader"]]
     splits: dict[str, Iterator[Row]] = {}
     for split, place in source.place["folders"].items():

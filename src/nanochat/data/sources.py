@@ -74,6 +74,7 @@ EXPORT = "refs/convert/parquet"  # the branch with the Hub's own parquet files o
 #   hf, user's     repo, revision, files, column, folder (where there are no files: all parquet files in it)
 #   url            url, reader, bytes (about, to say what a download costs), sha256 where it is known beforehand; else it is locked at the first fetch
 #   local          path, column
+#   local or hf, conversations: columns {messages} or {prompt, answer} in place of column
 
 
 def _text(name: str, package: str, train: int, validation: int, licence: str, description: str, *, unclear: bool = False, **arguments: Any) -> Source:
@@ -323,5 +324,7 @@ SOURCES: dict[str, Source] = {
 
 
 def user_source(name: str, *, kind: Literal["local", "hf"], licence: str, **place: Any) -> Source:
-    """A source that the user defines under `sources:`; always text, split into train and validation when fetched."""
-    return Source(name, kind, licence, "defined in the experiment file", {"train": Split(), "validation": Split()}, is_text=True, place=place)
+    """A source that the user defines under `sources:`: text, split into train and validation when fetched, or conversations (`columns`)."""
+    is_text = "columns" not in place
+    splits = {"train": Split(), "validation": Split()} if is_text else {"train": Split()}
+    return Source(name, kind, licence, "defined in the experiment file", splits, is_text=is_text, place=place)

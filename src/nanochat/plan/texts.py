@@ -42,6 +42,7 @@ CONVERSATION_TOKENS = {
     "arithmetic": 24,
     "identity": 26,
     "chitchat": 509,
+    "conversations": 300,  # assumption: nobody knows the user's own before they are fetched
     "smoltalk": 800,  # what is left of the published 424M tokens of d20's mid-training when the others are taken off
 }
 # task -> tokens of the question alone, as a model is asked it
@@ -49,6 +50,7 @@ QUESTION_TOKENS = {"arc_easy": 76, "arc_challenge": 87, "mmlu": 90, "openbookqa"
 OTHER_QUESTION_TOKENS = 15
 # rows of splits that the registry does not state
 ROWS = {("smoltalk", "train"): 460_000, ("smoltalk", "test"): 24_000, ("identity", "train"): 459, ("identity", "test"): 32}
+ROWS |= {("conversations", "train"): 10_000}  # assumption, unless the mixture says rows:
 GENERATED = {"arithmetic": ARITHMETIC_ROWS, "spelling_bee": SPELLING_ROWS, "simple_spelling": SPELLING_ROWS}
 PACKED = 0.98  # share of a row of packed conversations that is not padding
 
