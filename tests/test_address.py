@@ -65,6 +65,16 @@ def test_after_a_fault_the_right_bytes_come(hub: Hub, client: Client, tmp_path: 
     assert not any(request.authorized for request in hub.requests), "the token is for the Hub alone"
 
 
+@pytest.mark.parametrize("known", KNOWN)
+def test_a_redirect_to_another_host_is_followed(hub: Hub, client: Client, tmp_path: Path, known: str) -> None:
+    there = Fault("redirect", to=f"{hub.storage}/files/{NAME}")
+    hub.faults = {f"HEAD {NAME}": [there], f"GET {NAME}": [there, Fault("cut"), there]}
+    assert download(hub, client, tmp_path / "file", **KNOWN[known])["error"] == ""
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert ranges(hub) == [None, None, "bytes=100000-", "bytes=100000-"]
+    assert not any(request.authorized for request in hub.requests)
+
+
 @pytest.mark.parametrize("kind", ["damage", "foreign"])
 def test_wrong_content_is_seen_where_the_hash_is_known(hub: Hub, client: Client, tmp_path: Path, kind: str) -> None:
     hub.faults = {f"GET {NAME}": [Fault(kind)]}
