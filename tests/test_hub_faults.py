@@ -112,7 +112,7 @@ def test_after_a_fault_of_the_redirect_to_the_storage_the_right_bytes_come(hub: 
 @pytest.mark.parametrize("fault", [fault for fault in BEFORE if fault != "stall"])
 def test_after_a_fault_of_a_question_about_the_repository_it_is_answered(hub: Hub, client: Client, tmp_path: Path, fault: str) -> None:
     hub.faults = {"API": [BEFORE[fault]] * 2}
-    assert client.call("locked_commit", repo=hub.repo, revision="main", lock_file=tmp_path / "revision.json")["result"] == "c" * 40
+    assert client.call("locked_commit", repo=hub.repo, revision="main", lock_file=tmp_path / "sources.lock.json")["result"] == "c" * 40
     hub.faults = {"API": [BEFORE[fault]] * 2}
     hub.files = {f"part/{n}.parquet": b"" for n in range(3)}
     assert client.call("parquet_files", repo=hub.repo, commit="c" * 40, folder="part")["result"] == sorted(hub.files)
@@ -296,7 +296,7 @@ def test_the_hash_is_what_the_hub_states_and_not_what_its_storage_does(hub: Hub,
 
 
 def test_a_renamed_branch_is_told_unless_its_commit_is_locked(hub: Hub, client: Client, tmp_path: Path) -> None:
-    lock = tmp_path / "revision.json"
+    lock = tmp_path / "sources.lock.json"
     assert client.call("locked_commit", repo=hub.repo, revision="main", lock_file=lock)["result"] == "c" * 40
     hub.branches = {"trunk": "c" * 40}
     assert client.call("locked_commit", repo=hub.repo, revision="main", lock_file=lock)["result"] == "c" * 40

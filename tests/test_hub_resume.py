@@ -15,7 +15,7 @@ from hub_client import Client, fetch, parquet, part_folder, refusal, start_fetch
 from hub_server import Fault, Hub, hub_server
 
 from nanochat.data import hub as hub_module
-from nanochat.data.download import HubFile
+from nanochat.data.download import RemoteFile
 from nanochat.errors import UserError
 
 PART = {"source": "corpus", "part": "train-000", "chunk_shards": 1}
@@ -109,7 +109,7 @@ def test_a_full_disk_is_one_sentence_and_what_is_there_is_kept(hub: Hub, tmp_pat
 
 
 def test_a_download_that_does_not_fit_is_refused_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "describe", lambda repo, commit, name, sleep: HubFile(repo, commit, name, "http://localhost:9", "0" * 64, 10**16))
+    monkeypatch.setattr(hub_module, "describe", lambda repo, commit, name, sleep: RemoteFile(f"{repo}/{name}", "http://localhost:9", "0" * 64, 10**16, repo))
     with pytest.raises(UserError, match=r"^a/b/x: 10,000,000,000\.0 MB to download, [0-9,.]+ MB are free in .*; free some space and run again$"):
         hub_module.download("a/b", "c" * 40, "x", tmp_path / "x")
     assert list(tmp_path.iterdir()) == []

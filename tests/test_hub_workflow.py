@@ -1,5 +1,6 @@
 """`snakemake fetch` from a hub: killed in mid-download, it goes on where it was. The real Snakefile."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hub_client import environment
-from hub_server import TOKEN, Fault, hub_server
+from hub_server import COMMIT, TOKEN, Fault, hub_server
 from workspace import REPOSITORY, Workspace
 
 LINES = b"".join(b'{"text": "A text of its own with number %d, long enough to be one."}\n' % n for n in range(20_000))
@@ -49,5 +50,11 @@ def test_a_fetch_of_the_workflow_goes_on_where_it_was_and_keeps_the_token_to_its
     said = workspace.path("said.txt").read_text()
     assert [request.range for request in hub.requests if request.method == "GET"] == [f"bytes={there}-"]
     assert workspace.path(MANIFEST).is_file()
+    lock = workspace.path("sources.lock.json")
+    assert json.loads(lock.read_text())["hub"] == {"owner/poems": {"main": {"commit": COMMIT}}}
+    lock.unlink()  # it is no input of a rule
+    assert workspace.plan(MANIFEST) == set()
+    workspace.configure(lambda content: content["sources"]["poems"].update(revision="d" * 40))
+    assert workspace.plan(MANIFEST) == {"fetch poems all"}
     assert TOKEN not in said
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]

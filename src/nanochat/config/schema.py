@@ -1,10 +1,10 @@
 """Every key of an experiment file: its meaning and its bounds. Names that refer to other sections are checked in checks.py."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from nanochat.data.sources import SOURCES, Source, user_source
+from nanochat.data.sources import EXPORT, SOURCES, Source, user_source
 
 SPECIAL_TOKENS = 9  # <|bos|>, and start and end of user, assistant, python, output
 MIN_VOCAB = 256 + SPECIAL_TOKENS
@@ -33,24 +33,55 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class ChatColumns(Section):
+    """Which columns or keys of a user's own data hold conversations: `messages`, or `prompt` and `answer`."""
+
+    messages: str | None = None  # a list of {role, content} or of {from, value}
+    prompt: str | None = None  # what the user says
+    answer: str | None = None  # what the assistant says to that
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (bool(self.messages), bool(self.prompt), bool(self.answer)) not in ((True, False, False), (False, True, True)):
+            raise ValueError("give messages, or prompt and answer")
+        return self
+
+
 class UserSource(Section):
-    """A source of the user's own: a folder of .parquet, .jsonl or .txt files, or a dataset on the Hub."""
+    """A source of the user's own: a folder of .parquet, .jsonl or .txt files, or a dataset on the Hub. Text for a corpus, or conversations."""
 
     kind: Literal["local", "hf"]
     path: str | None = None  # local: a folder or a file
     repo: str | None = None  # hf: owner/name
     revision: str = "main"  # hf: branch or commit
-    files: list[str] = []  # hf: parquet or jsonl files of the repository, in order
+    files: list[str] = []  # hf: parquet, jsonl or txt files of the repository, in order; empty: all of config and split, as the Hub exports it to parquet
+    config: Annotated[str, Field(pattern="^[^/]+$")] = "default"  # hf, without files: which of the dataset's configurations
+    split: Annotated[str, Field(pattern="^[^/]+$")] = "train"  # hf, without files: which of its splits
     column: str = "text"  # which column or key holds the text
+    columns: ChatColumns | None = None  # of conversations: the source is none of text, but of task `conversations` in a mixture
     licence: str = "not stated"
 
     @model_validator(mode="after")
     def _has_its_place(self) -> Self:
         if self.kind == "local" and not self.path:
             raise ValueError("kind local needs path: a folder or file")
-        if self.kind == "hf" and not (self.repo and self.files):
-            raise ValueError("kind hf needs repo: owner/name and files: [...]")
+        if self.kind == "hf" and not self.repo:
+            raise ValueError("kind hf needs repo: owner/name")
+        if self.files and (self.config, self.split) != ("default", "train"):
+            raise ValueError(f"files says what to read, config={self.config} and split={self.split} do too; leave out files, or config and split")
+        if self.columns and self.column != "text":
+            raise ValueError(f"column={self.column} is of text, columns are of conversations; keep one of them")
         return self
+
+    def source(self, name: str) -> Source:
+        """This source as the registry would describe it."""
+        place: dict[str, Any] = {"columns": self.columns.model_dump(exclude_none=True)} if self.columns else {"column": self.column}
+        if self.kind == "local":
+            return user_source(name, kind="local", licence=self.licence, path=self.path, **place)
+        place |= {"repo": self.repo, "revision": self.revision, "files": self.files}
+        if not self.files:
+            place |= {"folder": f"{self.config}/{self.split}", "revision": EXPORT if self.revision == "main" else self.revision}
+        return user_source(name, kind="hf", licence=self.licence, **place)
 
 
 class Corpus(Section):
@@ -240,4 +271,4 @@ class Experiment(Section):
 
     def source(self, name: str) -> Source:
         """A source by name, the user's own included."""
-        return user_source(name, **self.sources[name].model_dump()) if name in self.sources else SOURCES[name]
+        return self.sources[name].source(name) if name in self.sources else SOURCES[name]

@@ -1,4 +1,4 @@
-"""Requests to the Hub: whose token goes where, what an answer means, and how often to try again.
+"""Requests to the Hub and to other addresses: whose token goes where, what an answer means, and how often to try again.
 
 huggingface_hub supplies its HTTP client (proxies, certificates, HF_HUB_OFFLINE), the token and the addresses.
 Retries are our own: it raises at once on a reset connection and on a 5xx answer to a download, waits without end on a server that
@@ -79,26 +79,27 @@ class Answer:
 
 
 @contextlib.contextmanager
-def answered(method: str, url: str, what: str, headers: Mapping[str, str] | None = None) -> Iterator[Answer]:
+def answered(method: str, url: str, what: str, headers: Mapping[str, str] | None = None, *, of_hub: bool = True) -> Iterator[Answer]:
     """One request, redirects followed. A HEAD ends where the Hub states a file's hash; the storage behind it need not be asked.
 
-    Failures of the network while the caller reads the body become TransientError too.
+    Failures of the network while the caller reads the body become TransientError too. `of_hub`: only the Hub is sent the token, and
+    only of the Hub it is the first server that states hash and size, not the last one.
     """
     with _translated(what):
-        sent = {**hub_headers(), "Accept-Encoding": "identity", **(headers or {})}
+        sent = {**(hub_headers() if of_hub else {"User-Agent": f"nanochat/{__version__}"}), "Accept-Encoding": "identity", **(headers or {})}
         linked: dict[str, str] = {}
         at_hub = True
         for _ in range(REDIRECTS + 1):
             with client().stream(method, url, headers=sent, timeout=stall_s(), follow_redirects=False) as response:
-                if at_hub:
+                if at_hub and of_hub:
                     linked = {name: value for name, value in response.headers.items() if name.lower().startswith("x-linked-")} | linked
                 if not response.has_redirect_location or (method == "HEAD" and "x-linked-etag" in linked):
-                    yield Answer(response, *_stated(response.headers if at_hub else {}, linked))
+                    yield Answer(response, *_stated(response.headers if at_hub or not of_hub else {}, linked))
                     return
                 url, same_origin = _redirected(url, response.headers["Location"], what)
             if not same_origin:  # the token is for the Hub, not for the storage it sends us to
                 at_hub, sent = False, {name: value for name, value in sent.items() if name.lower() != "authorization"}
-    raise UserError(f"{what}: redirected more than {REDIRECTS} times, lastly to {_host(url)}; check HF_ENDPOINT and the proxy")
+    raise UserError(f"{what}: redirected more than {REDIRECTS} times, lastly to {_host(url)}; check {'HF_ENDPOINT and ' if of_hub else ''}the proxy")
 
 
 def _redirected(url: str, location: str, what: str) -> tuple[str, bool]:
@@ -202,9 +203,11 @@ def check(response: Any, what: str, repo: str) -> None:
 
 
 def _refusal(response: Any, repo: str, reason: str) -> str:
-    """Why the Hub does not give this, and the cure."""
+    """Why the Hub, or an address (no repo), does not give this, and the cure."""
     from huggingface_hub import constants
 
+    if not repo:
+        return f"not given ({reason}); run again later, and if it stays so the file has moved: look for a newer version of nanochat"
     status, code = response.status_code, response.headers.get("X-Error-Code", "")
     said = _first_sentence(response.headers.get("X-Error-Message", "")) or reason
     has_token = "authorization" in response.request.headers
@@ -214,7 +217,7 @@ def _refusal(response: Any, repo: str, reason: str) -> str:
             return f"access is restricted and this token's account has none; accept the terms on {page} and run again"
         return f"access is restricted; accept the terms on {page}, then set HF_TOKEN or log in with `hf auth login`"
     if code == "RevisionNotFound":
-        return "not on the Hub (no such revision); check repo and revision, or delete revision.json to lock a newer one"
+        return "not on the Hub (no such revision); check repo and revision, or delete its entry in sources.lock.json to lock a newer one"
     if code == "EntryNotFound":
         return "not on the Hub (no such file or folder at this revision); check repo, revision and files"
     if code == "RepoNotFound":

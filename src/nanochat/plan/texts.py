@@ -14,8 +14,6 @@ from nanochat.tasks import TASKS
 from nanochat.tasks.arithmetic import DEFAULT_ROWS as ARITHMETIC_ROWS
 from nanochat.tasks.spelling import DEFAULT_ROWS as SPELLING_ROWS
 
-SHARD_CHARS = 250_000_000  # of a sharded source
-SHARD_BYTES = 100_000_000  # published: 240 shards are 24 GB, 170 are 17 GB
 WHEEL_TEXT_BYTES = {  # of the text sources in wheels, both splits, as fetch counts them; the hashes of the wheels are pinned
     "wikipedia_summaries": 5_022_972,
     "presidential_messages": 12_185_705,
@@ -44,6 +42,7 @@ CONVERSATION_TOKENS = {
     "arithmetic": 24,
     "identity": 26,
     "chitchat": 509,
+    "conversations": 300,  # assumption: nobody knows the user's own before they are fetched
     "smoltalk": 800,  # what is left of the published 424M tokens of d20's mid-training when the others are taken off
 }
 # task -> tokens of the question alone, as a model is asked it
@@ -51,6 +50,7 @@ QUESTION_TOKENS = {"arc_easy": 76, "arc_challenge": 87, "mmlu": 90, "openbookqa"
 OTHER_QUESTION_TOKENS = 15
 # rows of splits that the registry does not state
 ROWS = {("smoltalk", "train"): 460_000, ("smoltalk", "test"): 24_000, ("identity", "train"): 459, ("identity", "test"): 32}
+ROWS |= {("conversations", "train"): 10_000}  # assumption, unless the mixture says rows:
 GENERATED = {"arithmetic": ARITHMETIC_ROWS, "spelling_bee": SPELLING_ROWS, "simple_spelling": SPELLING_ROWS}
 PACKED = 0.98  # share of a row of packed conversations that is not padding
 
@@ -107,7 +107,7 @@ def text_bytes(source: Source, part: str, config: Mapping[str, Any], *, split: s
         sizes = manifest["counts"]["split_bytes"]
         return int(sizes.get(split, 0) if split else sum(sizes.values()))
     if source.shards is not None:
-        return shards_of(part, config) * SHARD_CHARS
+        return shards_of(part, config) * source.shard_chars
     whole = WHEEL_TEXT_BYTES.get(source.name)
     return None if whole is None else round(whole * (SPLIT_SHARE[split] if split else 1))
 
@@ -120,5 +120,7 @@ def download(source: Source, part: str, config: Mapping[str, Any], wheels: Path)
     if source.kind == "local":
         return "files of your own", 0
     if source.shards is not None:
-        return f"{source.place['repo']} {part}", shards_of(part, config) * SHARD_BYTES
+        return f"{source.place['repo']} {part}", shards_of(part, config) * source.shard_bytes
+    if source.kind == "url":
+        return str(source.place["url"]), int(source.place["bytes"])
     return str(source.place["repo"]), None

@@ -9,13 +9,14 @@ from nanochat.artifacts import read_json
 from nanochat.config import STAGE_OF_PHASE, Experiment, base_train_config, corpus_chunks, fetch_config, identity, tokenize_config, tune_config
 from nanochat.data.sources import WHEELS
 from nanochat.errors import UserError
-from nanochat.plan.texts import SHARD_BYTES, shards_of, text_bytes
+from nanochat.plan.texts import shards_of, text_bytes
 from nanochat.plan.work import Works, token_file_bytes
 from nanochat.preflight.needs import data_needs
 
 ROWS_BYTES = {  # of what is kept of a part that is no shard, by its kind
     "wheel": 10_000_000,  # the largest today is 8.7 MB
     "hf": 200_000_000,  # assumption: one dataset of task rows, as parquet and as jsonl
+    "url": 30_000_000,  # words as JSON lines; the CORE bundle takes 0.7 GB, and no experiment asks for it yet
     "local": 0,  # files of the user's own, whose size the experiment does not say
 }
 
@@ -54,7 +55,7 @@ def _fetched(experiment: Experiment) -> Iterator[Space]:
     parts = list(dict.fromkeys((need.source, need.part) for need in data_needs(experiment)))
     for name, part in parts:
         source = experiment.source(name)
-        kept = shards_of(part, fetch_config(experiment, name, part)) * SHARD_BYTES if source.shards else ROWS_BYTES[source.kind]
+        kept = shards_of(part, fetch_config(experiment, name, part)) * source.shard_bytes if source.shards else ROWS_BYTES[source.kind]
         yield Space("fetched data", kept, f"resources/{name}/{part}/manifest.json")
     wheels = {experiment.source(name).place["package"] for name, _ in parts if experiment.source(name).kind == "wheel"}
     for wheel in (WHEELS[package] for package in sorted(wheels)):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nanochat.tasks.arithmetic import Arithmetic
 from nanochat.tasks.base import Task
-from nanochat.tasks.conversations import Chitchat, SmolTalk
+from nanochat.tasks.conversations import Chitchat, Conversations, SmolTalk
 from nanochat.tasks.gsm8k import Gsm8k
 from nanochat.tasks.humaneval import HumanEval
 from nanochat.tasks.identity import Identity
@@ -18,7 +18,7 @@ TASKS: dict[str, type[Task]] = {
         *(ArcEasy, ArcChallenge, Mmlu, OpenBookQa, CommonsenseQa),
         *(Gsm8k, HumanEval),
         *(SpellingBee, SimpleSpelling, Arithmetic),
-        *(Identity, Chitchat, SmolTalk),
+        *(Identity, Chitchat, SmolTalk, Conversations),
     )
 }
 

@@ -26,3 +26,10 @@ class SmolTalk(Chat):
 
     name = "smoltalk"
     sources: ClassVar = {"train": ("smoltalk_hf",), "test": ("smoltalk_hf",)}
+
+
+class Conversations(Chat):
+    """Conversations of the user's own: a source with `columns:`, named by `source:`, since there is no first choice."""
+
+    name = "conversations"
+    sources: ClassVar = {"train": ()}

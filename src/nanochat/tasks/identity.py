@@ -69,7 +69,7 @@ class Identity(Task):
 
     name = "identity"
     kind: ClassVar[Literal["categorical", "generative", "conversation"]] = "generative"
-    sources: ClassVar = {"train": ("identity_questions",), "test": ()}
+    sources: ClassVar = {"train": ("identity_questions", "identity_conversations"), "test": ()}
 
     def __init__(self, split: str, *, files: Sequence[Path] = (), seed: int = 0, rows: int | None = None) -> None:
         check_split(self, split)

@@ -50,7 +50,7 @@ class Mmlu(MultipleChoice):
     """MMLU: 57 subjects, four choices. Training rows come from other datasets and overlap with ARC and OpenBookQA."""
 
     name = "mmlu"
-    sources: ClassVar = {"train": ("mmlu_auxiliary_hf",), "dev": ("mmlu",), "validation": ("mmlu", "mmlu_hf"), "test": ("mmlu", "mmlu_hf")}
+    sources: ClassVar = {"train": ("mmlu_auxiliary_hf",), "dev": ("mmlu", "mmlu_hf"), "validation": ("mmlu", "mmlu_hf"), "test": ("mmlu", "mmlu_hf")}
 
 
 class OpenBookQa(MultipleChoice):

@@ -96,7 +96,7 @@ class WordTask(Task):
 
     kind: ClassVar[Literal["categorical", "generative", "conversation"]] = "generative"
     version: ClassVar[str] = "2"  # 2: seven words in ten are common ones, and most questions do not quote the word
-    sources: ClassVar = {"train": ("word_list",), "test": ("word_list",)}
+    sources: ClassVar = {"train": ("word_list", "words_alpha"), "test": ("word_list", "words_alpha")}
     source_splits: ClassVar = {"train": "train", "test": "train"}  # one list; word_split divides it
 
     def __init__(self, split: str, *, files: Sequence[Path] = (), seed: int = 0, rows: int | None = None) -> None:
