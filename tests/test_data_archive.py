@@ -29,7 +29,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout with data, a pinned revision and a lock of sources, and this process in it."""
     folder = checkout(tmp_path / "here")
     write_json(folder / REVISION, {"commit": "0" * 40})
-    write_json(folder / SOURCE_LOCK, {"wikipedia_summaries": "0" * 40})
+    write_json(folder / SOURCE_LOCK, {"format": 1, "hub": {"owner/a": {"main": {"commit": "0" * 40}}}, "url": {}})
     monkeypatch.chdir(folder)
     return folder
 
@@ -335,7 +335,10 @@ OTHERS = {
     "damaged": (lambda: flip(TRAIN), "train-00000.parquet: is here and damaged (its content has changed (sha256 differs))"),
     "lost": (TRAIN.unlink, "train-00000.parquet: is here and damaged (missing, though its manifest lists it)"),
     "revision": (lambda: write_json(REVISION, {"commit": "1" * 40}), "resources/wikipedia_summaries/revision.json: is here with other content"),
-    "lock of sources": (lambda: write_json(Path(SOURCE_LOCK), {}), "sources.lock.json: is here with other content"),
+    "lock of sources": (
+        lambda: write_json(Path(SOURCE_LOCK), {"format": 1, "hub": {"owner/a": {"main": {"commit": "1" * 40}}}, "url": {}}),
+        "sources.lock.json: hub.owner/a.main.commit is here with another value",
+    ),
 }
 
 
@@ -352,6 +355,16 @@ def test_what_is_here_and_different_is_replaced_only_when_that_is_said(there: Pa
     command.main(["unpack", str(packed), "--replace"])
     assert tree(there / "resources") == tree(here / "resources")
     assert (there / SOURCE_LOCK).read_bytes() == (here / SOURCE_LOCK).read_bytes()
+
+
+def test_the_lock_of_sources_is_completed_and_not_replaced(there: Path, packed: Path) -> None:
+    own = {"format": 1, "hub": {"owner/a": {"v2": {"commit": "2" * 40}}}, "url": {"https://x": {"bytes": 1}}}
+    write_json(Path(SOURCE_LOCK), own)
+    command.main(["unpack", str(packed)])
+    both = {"main": {"commit": "0" * 40}, "v2": {"commit": "2" * 40}}
+    assert json.loads(Path(SOURCE_LOCK).read_text()) == {**own, "hub": {"owner/a": both}}
+    Path(SOURCE_LOCK).write_text("<<<<<<< HEAD")
+    assert "sources.lock.json: not valid JSON" in refused(packed)
 
 
 def test_an_unpacking_that_was_interrupted_goes_on_with_what_is_whole(there: Path, here: Path, packed: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,7 +124,11 @@ def test_a_fetch_that_fails_is_said(root: Path, asked: Path) -> None:
     ("arguments", "sentence"),
     [
         (["fetch", "fabels"], r"^'fabels': no such source; choose one of arc_challenge, "),
-        (["fetch", "fables"], r"^'fables': no run of config.yaml needs it; give the experiment that does with --configfile"),
+        (
+            ["fetch", "fables"],
+            r"^'fables': no run of config.yaml needs it; give the experiment .* --configfile, or fetch it by hand: nanochat fetch --config '{\"source",
+        ),
+        (["fetch", "climbmix_400b"], r"^'climbmix_400b': no run of config.yaml needs it; give the experiment that does with --configfile$"),
         (["list", "--configfile", "nothing.yaml"], r"^nothing.yaml: no such experiment file$"),
         (["fetch", "--config", "x"], r"^nanochat data fetch: unrecognized arguments: --config x; see nanochat data --help$|unrecognized arguments"),
         (["frobnicate"], r"^nanochat data: .*invalid choice: 'frobnicate'"),

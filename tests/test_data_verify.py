@@ -152,19 +152,27 @@ def test_a_repair_leaves_good_shards_and_asks_the_experiment_that_fetched_them(r
     assert (root / "resources/fineweb_edu_100b/train-000/train-000.parquet").stat().st_mtime_ns == other
 
 
+def test_what_no_experiment_asks_for_is_fetched_by_hand_as_it_was(root: Path, mirror: Path) -> None:
+    fetched(root, FABLES)
+    fetched(mirror.with_name("whole"), FABLES)
+    sound = tree(root)
+    flip(root / FABLES.name / "train.jsonl")
+    python = mirror.with_name("python")
+    python.write_text(python.read_text().replace('while [ "$1" != -- ]; do shift; done', 'while [ "$1" != --manifest ]; do shift; done'))
+    command.main(["verify", "--repair", "fables"])
+    assert mirror.read_text() == f'-m nanochat fetch --config {{"source":"fables"}} --manifest {FABLES.manifest}\n'
+    assert tree(root) == sound
+
+
 def test_nothing_is_removed_that_cannot_be_fetched_again(root: Path, mirror: Path) -> None:
     fetched(root, FABLES)
     flip(root / FABLES.name / "train.jsonl")
     flip(TRAIN)
+    (root / FABLES.name / "config.json").unlink()
     before = tree(root)
-    with pytest.raises(UserError, match="resources/fables/all: no experiment fetches it as it is, so it stays as it is; give its experiment"):
+    with pytest.raises(UserError, match="resources/fables/all: what it was fetched with is not known"):
         command.main(["verify", "--repair"])
-    fetched(root, WIKIPEDIA, config={"source": "wikipedia_summaries", "shards": 3})
-    flip(TRAIN)
-    (root / FABLES.manifest).unlink()
-    with pytest.raises(UserError, match="resources/wikipedia_summaries/all: no experiment fetches it as it is"):
-        command.main(["verify", "--repair"])
-    assert not mirror.exists() and before[str(TRAIN)] == TRAIN.read_bytes()
+    assert not mirror.exists() and tree(root) == before
 
 
 def test_text_of_the_users_own_that_has_gone_is_not_thrown_away(root: Path, mirror: Path) -> None:

@@ -1,7 +1,7 @@
 """The archive that carries data to a machine without internet: a tar whose first member is an index with the sha256 of every other.
 
     nanochat-data.json                      {"format": 1, "members": [{"name", "bytes", "sha256"}, ...]}, in the order of the archive
-    sources.lock.json, resources/SOURCE/revision.json    which commit a revision meant, where they exist
+    sources.lock.json                       what each revision meant, if there is one; resources/SOURCE/revision.json likewise
     resources/SOURCE/PART/...               the files of a part, its manifest last
     resources/wheels/...                    only with --all
 
@@ -97,7 +97,8 @@ def parse_index(content: bytes, archive: Path) -> Index:
     if refused := next((member.name for member in members if not is_allowed(member.name)), None):
         raise UserError(f"{archive}: holds {refused!r}, which is no file of resources/; it was not made by nanochat data pack, do not trust it")
     index = Index(members)
-    if not sound or len({member.name for member in members}) < len(members) or not _in_order(index):
+    late = any(member.name == SOURCE_LOCK for member in members[1:])
+    if not sound or late or len({member.name for member in members}) < len(members) or not _in_order(index):
         raise UserError(f"{archive}: its index is damaged; copy it again")
     return index
 

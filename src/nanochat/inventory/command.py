@@ -17,6 +17,7 @@ by hand: nanochat data list --configfile configs/speedrun.yaml
 """
 
 import json
+import shlex
 import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Collection
@@ -25,7 +26,7 @@ from pathlib import Path
 from nanochat.errors import UserError
 from nanochat.inventory import listing
 from nanochat.inventory.parts import Experiments, Part, every_experiment, is_whole, parts_here, read_experiments, size_on_disk
-from nanochat.inventory.workflow import fetch, require_checkout
+from nanochat.inventory.workflow import by_hand, fetch, require_checkout
 from nanochat.report import text
 from nanochat.status.console import Parser, printing
 
@@ -96,8 +97,10 @@ def _fetch(flags: Namespace) -> None:
     names = experiments.named(flags.sources)
     for name in names:
         if not any(part.source == name for part in experiments.users):
-            files = ", ".join(map(str, experiments.files))
-            raise UserError(f"{name!r}: no run of {files} needs it; give the experiment that does with --configfile, or add it to one")
+            files, whole = ", ".join(map(str, experiments.files)), Part(name, "all")
+            hand = shlex.join(by_hand(json.dumps({"source": name}), whole.manifest)) if experiments.sources[name].shards is None else ""
+            cure = "give the experiment that does with --configfile" + (f", or fetch it by hand: {hand}" if hand else "")
+            raise UserError(f"{name!r}: no run of {files} needs it; {cure}")
     for file in experiments.files:
         targets = [part.manifest for part in experiments.parts if part.source in names and file in experiments.of(part)]
         if targets or not names:

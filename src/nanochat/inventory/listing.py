@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat.data.sources import WHEELS, Source
 from nanochat.inventory.parts import Experiments, Part, User, fault_of, in_use, is_whole, parts_here, size_on_disk
-from nanochat.plan.texts import SHARD_BYTES, download
+from nanochat.plan.texts import download
 from nanochat.report import text
 from nanochat.status.show import aligned
 
@@ -89,7 +89,8 @@ def _entry(name: str, experiments: Experiments, needed: list[Part], here: list[P
 def _download(source: Source, needed: Sequence[Part], experiments: Experiments) -> tuple[str, int | None]:
     """What is downloaded for a source, and its bytes: of the parts that are needed, of the whole source where none is."""
     if source.shards is not None and not needed:
-        return str(source.place["repo"]), (source.shards + 1) * SHARD_BYTES
+        one = download(source, "validation", {}, NOWHERE)[1]  # the pinned shard, beside those to train on
+        return str(source.place["repo"]), None if one is None else (source.shards + 1) * one
     if not needed:
         return download(source, "all", {}, NOWHERE)
     sizes = [download(source, part.part, experiments.fetch_config(part, experiments.of(part)[0]), NOWHERE) for part in needed]

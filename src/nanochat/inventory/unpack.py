@@ -11,11 +11,14 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from nanochat.artifacts import atomic_path, exclusive, sha256_bytes
+from filelock import FileLock
+
+from nanochat.artifacts import atomic_path, exclusive, read_json, sha256_bytes, write_json
 from nanochat.data.transfer import Transfer
 from nanochat.errors import UserError
-from nanochat.inventory.archive import Damaged, Index, Member, part_of, pieces_of, read_index, reader
+from nanochat.inventory.archive import SOURCE_LOCK, Damaged, Index, Member, part_of, pieces_of, read_index, reader
 from nanochat.inventory.pack import SPARE_BYTES
 from nanochat.inventory.parts import COMPANIONS, MANIFEST, Part, Stated, files_of_manifest, in_use, strays
 from nanochat.inventory.verify import what_is_wrong
@@ -42,6 +45,8 @@ def unpack(archive: Path, *, replace: bool = False, root: Path = Path()) -> Unpa
         with reader(archive) as tar:
             index = read_index(tar, archive)
             todo = _Todo(index, root)
+            if index.members and index.members[0].name == SOURCE_LOCK:
+                todo.look_at_lock(_content(tar, archive, index.members[0]))
             todo.look()
             if todo.conflicts:
                 if not replace:
@@ -63,6 +68,25 @@ class _Todo:
         self.kept = set[Part]()
         self.here = set[str]()  # names of members of no part that are here already
         self.conflicts, self.remarks = list[str](), list[str]()
+        self.lock: Any = None  # what sources.lock.json is to become; None: it stays as it is
+
+    def look_at_lock(self, content: bytes) -> None:
+        """Complete the lock of sources that is here with the entries that come. Both may have what the other has not."""
+        self.here.add(SOURCE_LOCK)
+        try:
+            comes = json.loads(content)
+        except ValueError:
+            raise Damaged(f"{SOURCE_LOCK} is not JSON") from None
+        is_here = read_json(self.root / SOURCE_LOCK) if (self.root / SOURCE_LOCK).exists() else {}
+        merged, others = _merged(is_here, comes, ())
+        self.conflicts += [f"{SOURCE_LOCK}: {'.'.join(place)} is here with another value" for place in others]
+        self.lock = merged if merged != is_here else None
+
+    def write_lock(self) -> None:
+        """Once it is known that there is no conflict, or that the archive decides."""
+        if self.lock is not None:
+            with FileLock(self.root / f".{SOURCE_LOCK}.lock"):  # as a fetch holds it that writes an entry
+                write_json(self.root / SOURCE_LOCK, self.lock)
 
     def look(self) -> None:
         """Compare what is here with what comes; reads every file of the parts that are here."""
@@ -74,7 +98,7 @@ class _Todo:
                 self._look_at(part, transfer.add)
             for member in self.index.others:
                 file = self.root / member.name
-                if file.exists():
+                if member.name not in self.here and file.exists():
                     if what_is_wrong(file, Stated(member.bytes, member.sha256), transfer.add):
                         self.conflicts.append(f"{member.name}: is here with other content")
                     else:
@@ -113,6 +137,14 @@ class _Todo:
             raise UserError(f"{archive}: {missing / 1e6:,.1f} MB to be written, {free / 1e6:,.1f} MB are free here; free some space and run again")
 
 
+def _merged(here: Any, comes: Any, place: tuple[str, ...]) -> tuple[Any, list[tuple[str, ...]]]:
+    """Both JSON values in one, and the places where they contradict each other: there what comes is taken."""
+    if not isinstance(here, dict) or not isinstance(comes, dict):
+        return comes, [] if here == comes else [place]
+    both = {key: _merged(here[key], comes[key], (*place, key)) for key in here.keys() & comes.keys()}
+    return {**here, **comes, **{key: value for key, (value, _) in both.items()}}, [other for _, (_, others) in sorted(both.items()) for other in others]
+
+
 def _files(folder: Path) -> Iterator[Path]:
     yield from folder.iterdir() if folder.is_dir() else ()
 
@@ -125,12 +157,13 @@ def _has_size(file: Path, member: Member) -> bool:
 
 
 def _write(tar: tarfile.TarFile, archive: Path, todo: _Todo, done: list[Part]) -> None:
-    """Every member that is not here, in the order of the archive, which must be the one of its index."""
+    """Every member that is not here, in the order of the archive, which must be the one of its index. The lock has been read."""
+    todo.write_lock()
     transfer = Transfer(f"unpack {archive.name}")
     transfer.expect(sum(member.bytes for member in todo.index.members), 0)
     parts = todo.index.parts
     with transfer.shown():
-        members = iter(todo.index.members)
+        members = iter([member for member in todo.index.members if member.name != SOURCE_LOCK])
         for member in members:
             part = part_of(member.name)
             if part is None:
@@ -160,12 +193,7 @@ def _held(part: Part, todo: _Todo) -> Iterator[None]:
 
 def _one(tar: tarfile.TarFile, archive: Path, member: Member, todo: _Todo, transfer: Transfer) -> None:
     """The next member of the archive, which must be this one, to its place."""
-    found = tar.next()
-    if found is None:
-        raise Damaged(f"it ends before {member.name}")
-    if found.name != member.name or found.size != member.bytes or not found.isreg():
-        raise UserError(f"{archive}: holds {found.name!r} where its index says {member.name!r}; copy it again, and do not trust it if that does not help")
-    pieces = pieces_of(tar, found, member.bytes)
+    pieces = _pieces(tar, archive, member)
     target = todo.root / member.name
     if not todo.wants(member) or (_has_size(target, member) and what_is_wrong(target, Stated(member.bytes, member.sha256), lambda size: None) is None):
         for piece in pieces:
@@ -174,10 +202,27 @@ def _one(tar: tarfile.TarFile, archive: Path, member: Member, todo: _Todo, trans
         _write_manifest(archive, member, b"".join(pieces), todo)
         transfer.add(member.bytes)
     else:
-        _write_file(archive, member, target, pieces, transfer.add)
+        _write_file(member, target, pieces, transfer.add)
 
 
-def _write_file(archive: Path, member: Member, target: Path, pieces: Iterable[bytes], on_bytes: Callable[[int], object]) -> None:
+def _pieces(tar: tarfile.TarFile, archive: Path, member: Member) -> Iterator[bytes]:
+    """The content of the next member of the archive, which must be this one."""
+    found = tar.next()
+    if found is None:
+        raise Damaged(f"it ends before {member.name}")
+    if found.name != member.name or found.size != member.bytes or not found.isreg():
+        raise UserError(f"{archive}: holds {found.name!r} where its index says {member.name!r}; copy it again, and do not trust it if that does not help")
+    return pieces_of(tar, found, member.bytes)
+
+
+def _content(tar: tarfile.TarFile, archive: Path, member: Member) -> bytes:
+    """The next member, whole; a small one."""
+    content = b"".join(_pieces(tar, archive, member))
+    _require_hash(member, sha256_bytes(content))
+    return content
+
+
+def _write_file(member: Member, target: Path, pieces: Iterable[bytes], on_bytes: Callable[[int], object]) -> None:
     digest = hashlib.sha256()
     with atomic_path(target) as temporary:
         with temporary.open("wb") as file:
@@ -185,12 +230,12 @@ def _write_file(archive: Path, member: Member, target: Path, pieces: Iterable[by
                 file.write(piece)
                 digest.update(piece)
                 on_bytes(len(piece))
-        _require_hash(archive, member, digest.hexdigest())
+        _require_hash(member, digest.hexdigest())
 
 
 def _write_manifest(archive: Path, member: Member, content: bytes, todo: _Todo) -> None:
     """A manifest, once it is known that it is one of this part and lists the files that came with it."""
-    _require_hash(archive, member, sha256_bytes(content))
+    _require_hash(member, sha256_bytes(content))
     part = part_of(member.name)
     assert part is not None
     try:
@@ -200,9 +245,9 @@ def _write_manifest(archive: Path, member: Member, content: bytes, todo: _Todo) 
     came = {Path(each.name).name: Stated(each.bytes, each.sha256) for each in todo.index.parts[part][:-1]}
     if any(came.get(name) != file for name, file in stated.items()):
         raise UserError(f"{archive}: {part.name} is not what its manifest lists; pack the data again")
-    _write_file(archive, member, todo.root / member.name, [content], lambda size: None)
+    _write_file(member, todo.root / member.name, [content], lambda size: None)
 
 
-def _require_hash(archive: Path, member: Member, found: str) -> None:
+def _require_hash(member: Member, found: str) -> None:
     if found != member.sha256:
         raise Damaged(f"{member.name} has another sha256 than its index says")

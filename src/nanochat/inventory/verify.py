@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from nanochat.artifacts import HASH_CHUNK_BYTES, exclusive, read_json
+from nanochat.artifacts import HASH_CHUNK_BYTES, canonical_json, exclusive, read_json
 from nanochat.data.readers_local import local_files
 from nanochat.data.sources import WHEELS
 from nanochat.data.transfer import Transfer
@@ -25,7 +25,7 @@ from nanochat.inventory.parts import (
     stated_files,
     strays,
 )
-from nanochat.inventory.workflow import fetch, require_checkout, require_nobody_works
+from nanochat.inventory.workflow import fetch, fetch_by_hand, require_checkout, require_nobody_works
 
 
 @dataclass(frozen=True)
@@ -114,28 +114,29 @@ def repair(damages: Sequence[Damage], experiments: Experiments, root: Path = Pat
         _remove(part, [damage.file for damage in damages if damage.part == part], anew=part in lost, root=root)
     said = [_remove_wheel(damage.file) for damage in damages if damage.part is None]
     said += [f"{part.name}: removed what was not of it" for part in parts if part not in lost]
-    for file in dict.fromkeys(plan.values()):
+    for file in dict.fromkeys(filter(None, plan.values())):
         fetch([part.manifest for part in lost if plan[part] == file], file, root)
+    for part in lost:
+        if plan[part] is None:
+            fetch_by_hand(part.manifest, canonical_json(read_json(root / part.name / "config.json")), root)
     left, remarks = verify(parts, wheels=False, root=root)
     if left or remarks:
         raise UserError("\n".join([*(damage.sentence for damage in left), *remarks]))
     return [*said, *(_outcome(part, before.get(part), (root / part.manifest).read_bytes()) for part in lost)]
 
 
-def experiment_for(part: Part, experiments: Experiments, root: Path) -> Path:
-    """The experiment that fetches a part exactly as it was fetched. Raises UserError where there is none, or where its source has gone."""
+def experiment_for(part: Part, experiments: Experiments, root: Path) -> Path | None:
+    """The experiment that fetches a part exactly as it was fetched; None: it was fetched by hand. Raises UserError where its source has gone."""
     made_with = root / part.name / "config.json"
     recorded = read_json(made_with) if made_with.is_file() else None
-    for file in experiments.of(part):
-        wanted = experiments.fetch_config(part, file)
-        if recorded in (None, wanted):
-            if (user := wanted.get("user")) and user["kind"] == "local":
-                local_files(user["path"], part.source)  # raises UserError: what was made from them cannot be made again
-            return file
-    raise UserError(
-        f"{part.name}: no experiment fetches it as it is, so it stays as it is; give its experiment with --configfile, "
-        f"or delete the folder if nobody needs it (nanochat data gc)"
-    )
+    found = next((file for file in experiments.of(part) if recorded in (None, experiments.fetch_config(part, file))), None)
+    if recorded is None and found is None:
+        raise UserError(f"{part.name}: what it was fetched with is not known (no config.json), so it stays as it is; give its experiment with --configfile")
+    config = experiments.fetch_config(part, found) if found else recorded
+    user = config.get("user") if isinstance(config, dict) else None
+    if user and user["kind"] == "local":
+        local_files(user["path"], part.source)  # raises UserError: what was made from them cannot be made again
+    return found
 
 
 def _remove(part: Part, files: Sequence[Path], *, anew: bool, root: Path) -> None:

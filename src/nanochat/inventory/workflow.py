@@ -38,10 +38,22 @@ def fetch_arguments(targets: Sequence[str], file: Path) -> list[str]:
 
 def fetch(targets: Sequence[str], file: Path, root: Path = Path()) -> None:
     """Let the workflow make these targets, and say with which command. Raises UserError where it fails; what came is kept."""
-    arguments = fetch_arguments(targets, file)
-    print(f"nanochat: snakemake {shlex.join(arguments)}", file=sys.stderr, flush=True)
-    code = _run([sys.executable, "-m", "snakemake", *arguments], root)
-    if code:
+    _fetch(["snakemake", *fetch_arguments(targets, file)], root)
+
+
+def by_hand(config: str, manifest: str) -> list[str]:
+    """The command that fetches a part which no experiment asks for."""
+    return ["nanochat", "fetch", "--config", config, "--manifest", manifest]
+
+
+def fetch_by_hand(manifest: str, config: str, root: Path = Path()) -> None:
+    """Let the stage itself fetch a part, as `fetch` does what the workflow knows."""
+    _fetch(by_hand(config, manifest), root)
+
+
+def _fetch(command: Sequence[str], root: Path) -> None:
+    print(f"nanochat: {shlex.join(command)}", file=sys.stderr, flush=True)
+    if code := _run([sys.executable, "-m", *command], root):
         raise UserError(f"the fetch ended with code {code}, for the reason above; what has come is kept, run again to go on")
 
 
