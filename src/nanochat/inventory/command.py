@@ -25,7 +25,7 @@ from pathlib import Path
 
 from nanochat.errors import UserError
 from nanochat.inventory import listing
-from nanochat.inventory.parts import Experiments, Part, every_experiment, is_whole, parts_here, read_experiments, size_on_disk
+from nanochat.inventory.parts import Experiments, Part, every_experiment, in_use, is_whole, parts_here, read_experiments, size_on_disk
 from nanochat.inventory.workflow import by_hand, fetch, require_checkout
 from nanochat.report import text
 from nanochat.status.console import Parser, printing
@@ -123,7 +123,7 @@ def _verify(flags: Namespace) -> None:
 
 
 def _verified(parts: list[Part], wrong: int) -> str:
-    whole = [part for part in parts if is_whole(part)]
+    whole = [part for part in parts if is_whole(part) and not in_use(Path(part.name))]
     size = text.size(sum(size_on_disk(Path(part.name)) for part in whole))
     judged = f"{_count(wrong, 'file')} not as fetched" if wrong else "every file is as it was fetched"
     return f"{_of_sources(whole)}, {size}: {judged}"

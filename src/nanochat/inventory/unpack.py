@@ -22,7 +22,7 @@ from nanochat.inventory.archive import SOURCE_LOCK, Damaged, Index, Member, part
 from nanochat.inventory.pack import SPARE_BYTES
 from nanochat.inventory.parts import COMPANIONS, MANIFEST, Part, Stated, files_of_manifest, in_use, strays
 from nanochat.inventory.verify import what_is_wrong
-from nanochat.inventory.workflow import require_checkout, require_nobody_works
+from nanochat.inventory.workflow import INCOMPLETE, METADATA, forget, require_checkout, require_nobody_works
 from nanochat.runtime import slurm_job_id
 
 
@@ -57,7 +57,14 @@ def unpack(archive: Path, *, replace: bool = False, root: Path = Path()) -> Unpa
     except Damaged as error:
         whole = f"; {len(done)} parts came whole and are kept" if done else ""
         raise UserError(f"{archive}: damaged or cut off ({str(error)[:120]}); copy it again, then run again{whole}") from None
-    return Unpacked(done, sorted(todo.kept), [*todo.conflicts, *todo.remarks])
+    return Unpacked(done, sorted(todo.kept), [*todo.conflicts, *todo.remarks, *_forgotten(todo, root)])
+
+
+def _forgotten(todo: "_Todo", root: Path) -> list[str]:
+    """Let snakemake forget interrupted fetches of these parts, and what it knows of those that were replaced."""
+    parts = list(todo.index.parts) if any(_files(root / INCOMPLETE)) else sorted(part for part in todo.replaced if (root / METADATA).is_dir())
+    remark = forget([part.manifest for part in parts], root) if parts else None
+    return [remark] if remark else []
 
 
 class _Todo:
@@ -65,7 +72,7 @@ class _Todo:
 
     def __init__(self, index: Index, root: Path) -> None:
         self.index, self.root = index, root
-        self.kept = set[Part]()
+        self.kept, self.replaced = set[Part](), set[Part]()
         self.here = set[str]()  # names of members of no part that are here already
         self.conflicts, self.remarks = list[str](), list[str]()
         self.lock: Any = None  # what sources.lock.json is to become; None: it stays as it is
@@ -115,6 +122,7 @@ class _Todo:
             if any(file.name not in (".lock", ".owner.json") for file in _files(self.root / part.name)):
                 self.remarks.append(f"{part.name}: was begun here and not finished; what was of use is kept")
         elif not self._same_manifest(part):
+            self.replaced.add(part)
             self.conflicts.append(f"{part.name}: is here with other content (its manifest differs)")
         else:
             data = [member for member in self.index.parts[part] if Path(member.name).name not in COMPANIONS]

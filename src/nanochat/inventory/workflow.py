@@ -14,6 +14,8 @@ from nanochat.preflight.shared import DRIVER
 from nanochat.status.holder import holder_of
 
 CORES = 4  # so many parts at a time
+NOTHING_TO_FORGET = "Failed to clean up metadata"  # said, with code 1, of files without a record; those with one are done all the same
+INCOMPLETE, METADATA = Path(".snakemake/incomplete"), Path(".snakemake/metadata")
 HANDED_ON = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -34,6 +36,17 @@ def fetch_arguments(targets: Sequence[str], file: Path) -> list[str]:
     """What snakemake is told, for the targets of one experiment."""
     experiment = [] if file == DEFAULT else ["--configfile", str(file)]
     return ["--cores", str(CORES), *experiment, "--", *targets]
+
+
+def forget(manifests: Sequence[str], root: Path = Path()) -> str | None:
+    """Let snakemake forget what it remembers of these fetches, such as that one was interrupted: it would take a whole part for half a one,
+    delete it and fetch again. Returns what to do where that fails.
+    """
+    cleaning = ["snakemake", "--cleanup-metadata", *manifests]
+    done = subprocess.run([sys.executable, "-m", *cleaning], cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode == 0 or NOTHING_TO_FORGET in done.stderr:
+        return None
+    return f"what snakemake remembers of earlier fetches could not be cleared; if snakemake -n plans a fetch, type: {shlex.join(cleaning)}"
 
 
 def fetch(targets: Sequence[str], file: Path, root: Path = Path()) -> None:
