@@ -9,7 +9,7 @@ import pytest
 from data_files import FABLES, WIKIPEDIA, checkout, fetched, sharded
 
 from nanochat import cli
-from nanochat.artifacts import exclusive
+from nanochat.artifacts import exclusive, write_bytes
 from nanochat.data.sources import SOURCES, WHEELS
 from nanochat.errors import UserError
 from nanochat.inventory import command, workflow
@@ -47,11 +47,13 @@ def test_needed_sources_stand_first_and_others_only_when_asked_for_or_here(root:
     said = capsys.readouterr().out.splitlines()
     assert said[0].split()[:4] == ["source", "kind", "download", "on"]
     assert [line.split()[0] for line in said[1:5]] == ["cl100k_ranks", "gpt2_ranks", "identity_questions", "wikipedia_summaries"]
-    assert said[5].startswith("4 sources needed, 8.2 MB to download in all")
+    assert said[5] == "4 sources needed, 8.2 MB to download in all, 144.3 kB on disk"
     assert said[-1] == f"{len(SOURCES) - 4} sources that no run needs are not shown: --all"
+    write_bytes(root / "resources/wheels/any.whl", b"w" * 2000)
     fetched(root, FABLES)
     command.main(["list"])
-    assert capsys.readouterr().out.splitlines()[5].startswith("fables ")
+    said = capsys.readouterr().out.splitlines()
+    assert said[5].startswith("fables ") and said[6].endswith(" on disk beside 2.0 kB of wheels")
     command.main(["list", "--all"])
     said = capsys.readouterr().out.splitlines()
     assert len([line for line in said if line.split()[0] in SOURCES]) == len(SOURCES)

@@ -91,6 +91,11 @@ def test_named_sources_alone_are_read(root: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.startswith("1 part of 1 source, ")
     with pytest.raises(UserError, match="'gpt3_ranks': no such source"):
         command.main(["verify", "gpt3_ranks"])
+    command.main(["verify", "fables"])
+    assert capsys.readouterr().out.startswith("0 parts of 0 sources")
+    (root / "config.yaml").unlink()  # data alone, such as on a disk to be carried
+    with pytest.raises(UserError, match="1 file not as fetched"):
+        command.main(["verify"])
 
 
 def test_progress_is_told_in_bytes(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

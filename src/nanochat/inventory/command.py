@@ -25,7 +25,18 @@ from pathlib import Path
 
 from nanochat.errors import UserError
 from nanochat.inventory import listing
-from nanochat.inventory.parts import Experiments, Part, every_experiment, in_use, is_whole, parts_here, read_experiments, size_on_disk
+from nanochat.inventory.parts import (
+    RESOURCES,
+    WHEEL_FOLDER,
+    Experiments,
+    Part,
+    every_experiment,
+    in_use,
+    is_whole,
+    parts_here,
+    read_experiments,
+    size_on_disk,
+)
 from nanochat.inventory.workflow import by_hand, fetch, require_checkout
 from nanochat.report import text
 from nanochat.status.console import Parser, printing
@@ -79,8 +90,10 @@ def _list(flags: Namespace) -> None:
     experiments = read_experiments(flags.configfile)
     found, several = listing.entries(experiments), len(experiments.files) > 1
     shown = [entry for entry in found if flags.all or entry.needed_by or entry.disk_bytes]
+    wheels_bytes = size_on_disk(wheels.resolve()) if (wheels := Path(RESOURCES, WHEEL_FOLDER)).is_dir() else 0
     if flags.json:
-        _say([json.dumps({"experiments": [str(file) for file in experiments.files], "sources": [entry.to_json() for entry in found]}, indent=1)])
+        sources = [entry.to_json() for entry in found]
+        _say([json.dumps({"experiments": [str(file) for file in experiments.files], "sources": sources, "wheels_bytes": wheels_bytes}, indent=1)])
     elif sys.stdout.isatty():
         from rich.console import Console
 
@@ -88,7 +101,7 @@ def _list(flags: Namespace) -> None:
     else:
         _say(listing.lines(shown, several=several))
     if not flags.json:
-        _say(listing.remarks(found, shown, fetch=f"nanochat data fetch{experiments.flag}"))
+        _say(listing.remarks(found, shown, wheels_bytes=wheels_bytes, fetch=f"nanochat data fetch{experiments.flag}"))
 
 
 def _fetch(flags: Namespace) -> None:
@@ -110,13 +123,14 @@ def _fetch(flags: Namespace) -> None:
 def _verify(flags: Namespace) -> None:
     from nanochat.inventory.verify import repair, verify  # not at the top: what reads files of the user's own is not needed to list
 
-    experiments = every_experiment(flags.configfile)
-    names = experiments.named(flags.sources) if not set(flags.sources) <= {part.source for part in parts_here()} else flags.sources
-    parts = [part for part in parts_here() if not names or part.source in names]
+    here, names = parts_here(), list(flags.sources)
+    if not set(names) <= {part.source for part in here}:
+        every_experiment(flags.configfile).named(names)  # refuses what does not exist; what does and is not here is none of the parts
+    parts = [part for part in here if not names or part.source in names]
     damages, remarks = verify(parts, wheels=not names)
     _say([*(damage.sentence for damage in damages), *remarks, _verified(parts, len(damages))])
     if damages and flags.repair:
-        _say(repair(damages, experiments))
+        _say(repair(damages, every_experiment(flags.configfile)))
     elif damages:
         cure = f"nanochat data verify --repair {' '.join(names)}".rstrip()
         raise UserError(f"{_count(len(damages), 'file')} not as fetched; {cure} mends that")

@@ -106,11 +106,12 @@ def lines(shown: Sequence[Entry], *, several: bool) -> list[str]:
     return aligned([HEADINGS, *(_cells(entry, several) for entry in shown)], NUMBERS)
 
 
-def remarks(found: Sequence[Entry], shown: Sequence[Entry], *, fetch: str) -> list[str]:
-    """What belongs to no source alone; `fetch`: the command that fetches what is missing."""
+def remarks(found: Sequence[Entry], shown: Sequence[Entry], *, wheels_bytes: int, fetch: str) -> list[str]:
+    """What belongs to no source alone; `wheels_bytes`: of downloaded wheels, `fetch`: the command that fetches what is missing."""
     needed = [entry for entry in found if entry.needed_by]
     missing = [entry for entry in needed if len(entry.whole) < len(entry.parts)]
-    said = [f"{len(needed)} sources needed, {text.size(_once(needed))} to download in all, {text.size(sum(entry.disk_bytes for entry in found))} on disk"]
+    here = text.size(sum(entry.disk_bytes for entry in found)) + " on disk" + (f" beside {text.size(wheels_bytes)} of wheels" if wheels_bytes else "")
+    said = [f"{len(needed)} sources needed, {text.size(_once(needed))} to download in all, {here}"]
     if unknown := [entry.source for entry in needed if entry.download_bytes is None]:
         said.append(f"size not known before they are fetched, and not counted: {', '.join(unknown)}")
     said += [f"damaged: {sentence}; nanochat data verify --repair" for entry in shown for sentence in entry.damaged]
