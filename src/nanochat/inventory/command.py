@@ -138,6 +138,8 @@ def _verify(flags: Namespace) -> None:
 
 def _verified(parts: list[Part], wrong: int) -> str:
     whole = [part for part in parts if is_whole(part) and not in_use(Path(part.name))]
+    if not whole:
+        return "no part is fetched: nothing to compare"
     size = text.size(sum(size_on_disk(Path(part.name)) for part in whole))
     judged = f"{_count(wrong, 'file')} not as fetched" if wrong else "every file is as it was fetched"
     return f"{_of_sources(whole)}, {size}: {judged}"
