@@ -37,6 +37,7 @@ def test_a_repair_trains_nothing_and_carried_data_are_not_fetched_again(
     monkeypatch.chdir(clone.folder)
     command.main(["unpack", str(archive)])
     marks = clone.path(".snakemake/incomplete")  # as a fetch leaves them that was interrupted, for want of internet perhaps
+    marks.mkdir(parents=True)
     (marks / base64.b64encode(f"{WIKIPEDIA}/manifest.json".encode()).decode()).write_text('{"external_jobid": null}')
     assert clone.plan("fetch") == {"fetch wikipedia_summaries all"}
     command.main(["unpack", str(archive)])
