@@ -123,6 +123,8 @@ def _fetch(flags: Namespace) -> None:
 def _verify(flags: Namespace) -> None:
     from nanochat.inventory.verify import repair, verify  # not at the top: what reads files of the user's own is not needed to list
 
+    if flags.repair:
+        require_checkout()
     here, names = parts_here(), list(flags.sources)
     if not set(names) <= {part.source for part in here}:
         every_experiment(flags.configfile).named(names)  # refuses what does not exist; what does and is not here is none of the parts
