@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src"
 PACKAGE = SOURCE / "nanochat"
 
-COMMANDS = {"plan", "status", "preflight"}  # for the command line and the workflow alone
+COMMANDS = {"plan", "status", "preflight", "inventory"}  # for the command line and the workflow alone
 UPPER = {"train", "eval", "serve", "report", *COMMANDS}  # may read sections of the config
 BASIS = UPPER | {"model", "optim", "engine", "tokenizer", "config", "data", "tasks", "launch"}  # what the lowest modules must not know
 # part -> parts that it must not import. A part is a folder or a module directly below the package.
@@ -29,6 +29,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "status": UPPER - {"status", "report"} | {"model", "optim", "engine", "tokenizer", "data", "tasks", "launch", "progress"},
     "plan": UPPER - {"plan", "train"} | {"optim", "engine", "tokenizer", "runtime", "launch", "progress"},
     "preflight": UPPER - {"preflight", "plan", "train"} | {"optim", "engine", "tokenizer", "launch", "progress"},
+    "inventory": UPPER - {"inventory", "plan", "status", "preflight", "report"} | {"model", "optim", "engine", "tokenizer", "launch", "progress"},
     "config": UPPER | {"model", "optim", "engine", "tokenizer", "runtime", "launch", "progress"},
     "history": BASIS | {"runtime", "progress"},
     "kept": BASIS | {"runtime", "progress"},
@@ -42,7 +43,7 @@ HEAVY = {"torch", "numpy", "pyarrow", "pandas", "datasets", "huggingface_hub", "
 LIGHT = (
     *("nanochat.config", "nanochat.plan", "nanochat.recipes", "nanochat.tasks", "nanochat.data.sources"),
     *("nanochat.artifacts", "nanochat.runtime", "nanochat.launch", "nanochat.cli"),
-    *("nanochat.history", "nanochat.status", "nanochat.preflight"),
+    *("nanochat.history", "nanochat.status", "nanochat.preflight", "nanochat.inventory"),
 )
 WITHOUT_TORCH = (
     *("nanochat.report", "nanochat.stages.report", "nanochat.stages.fetch", "nanochat.stages.tokenizer", "nanochat.stages.tokenize"),

@@ -19,6 +19,7 @@ from report_files import attempt, training
 from training_lab import Lab, logged_steps, start
 
 from nanochat.artifacts import LOCK, read_json, write_json
+from nanochat.cli import EXIT_NOBODY_READS
 from nanochat.status import show
 from nanochat.status.look import Line, Look, look
 
@@ -173,7 +174,7 @@ def test_watch_into_a_pipe_is_plain_and_ends_with_its_reader(tmp_path: Path, for
     else:
         assert re.match(r"\d{4}-\d\d-\d\d ", first[0]) and first[1].startswith("d20  base_train  finished  step 40") and first[2] == "\n"
     process.stdout.close()
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=30) == EXIT_NOBODY_READS
     assert process.stderr.read() == ""
     process.stderr.close()
 

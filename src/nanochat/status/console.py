@@ -1,7 +1,6 @@
 """What `nanochat status` and `nanochat runs` share: flags, of which a wrong one is one sentence and exit code 2, and printing."""
 
 import contextlib
-import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Iterator
@@ -41,11 +40,8 @@ def positive(text: str) -> float:
 
 @contextlib.contextmanager
 def printing() -> Iterator[None]:
-    """Print in this block: what the terminal cannot show becomes a question mark, and a reader that leaves ends it in silence."""
+    """Print in this block: what the terminal cannot show becomes a question mark."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
+    yield
+    sys.stdout.flush()
