@@ -12,7 +12,7 @@ from typing import Any
 
 from nanochat.artifacts import atomic_path, sha256_file, write_manifest
 from nanochat.data import hub
-from nanochat.data.readers_local import files_identity, local_files, read_documents
+from nanochat.data.readers_local import KINDS, files_identity, kind_of, local_files, read_documents
 from nanochat.data.readers_rows import HUB_ROWS, RANK_READERS, ROW_READERS, Row
 from nanochat.data.readers_text import TEXT_READERS
 from nanochat.data.sources import WHEELS, Source
@@ -140,8 +140,8 @@ def _fetch_hub(source: Source, folder: Path, wheels: Path) -> Fetched:
     repo, commit = source.place["repo"], _commit(source, folder)
     identity = {"repo": repo, "revision": commit}
     if source.is_text:
-        if unusable := [name for name in source.place["files"] if Path(name).suffix.lower() not in (".parquet", ".jsonl", ".txt")]:
-            raise UserError(f"sources.{source.name}.files={unusable[0]!r}: not a .parquet, .jsonl or .txt file; choose files of these kinds")
+        if unusable := [name for name in source.place["files"] if kind_of(Path(name)) is None]:
+            raise UserError(f"sources.{source.name}.files={unusable[0]!r}: not a {KINDS}; choose files of these kinds")
         files = _download_all(repo, commit, source.place["files"], folder / RAW)
         return _corpus_of_files(source, files, folder, identity)
     row_of = HUB_ROWS[source.place["reader"]]
