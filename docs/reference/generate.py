@@ -19,6 +19,7 @@ PLACES = {  # where a section stands in the file -> its class
     "": "Experiment",
     "sources.NAME": "UserSource",
     "corpora.NAME": "Corpus",
+    "corpora.NAME.prepare": "Prepare",
     "tokenizers.NAME": "Tokenizer",
     "runs.NAME": "Run",
     "runs.NAME.base_train": "BaseTrain",

