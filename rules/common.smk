@@ -139,6 +139,12 @@ def tokens_of(run, file: str = "manifest.json", split: str | None = None) -> lis
     return [f"results/tokens/{run.corpus}.{run.tokenizer}/{chunk.name}/{file}" for chunk in chunks(run.corpus, split)]
 
 
+def base_train_config(run: str) -> dict:
+    """Subtree of stage base_train, the weights of its corpus included."""
+    section = EXPERIMENT.runs[run]
+    return experiments.base_train_config(section, EXPERIMENT.corpora[section.corpus].weights)
+
+
 def tuning_data(run, stage: str) -> list[str]:
     """Fetched manifests that the mixture of mid_train or chat_sft reads."""
     tune = getattr(run, stage)

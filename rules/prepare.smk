@@ -24,7 +24,7 @@ rule prepare_judge:
         "benchmarks/prepare/{corpus}.tsv"
     conda:
         "../envs/nanochat.yaml"
-    threads: 16
+    threads: 8
     resources:
         mem_mb=8000,
         runtime=runtime_of("prepare_judge"),

@@ -347,3 +347,44 @@ def test_decontamination_without_evaluations_is_refused() -> None:
     content["runs"]["tiny"]["evaluate"] = {"bpb": {}}
     with pytest.raises(UserError, match="no run on this corpus evaluates a task that has rows"):
         config.validate(content)
+
+
+# --- mixtures --------------------------------------------------------------------------------------------------------
+
+
+def test_weights_beside_the_sources_or_in_their_place_are_the_same_and_a_plain_list_has_none() -> None:
+    short = config.validate(with_value("corpora.speeches.sources", {"presidential_messages": 3, "fables": 1}))
+    content = with_value("corpora.speeches.sources", ["presidential_messages", "fables"])
+    plain = config.validate(content)
+    content["corpora"]["speeches"]["weights"] = {"fables": 1, "presidential_messages": 3}
+    assert config.validate(content) == short
+    assert config.dump(plain.corpora["speeches"]) == {"sources": ["presidential_messages", "fables"], "sequence_len": 128}
+    assert config.corpus_chunks(short, "speeches") == config.corpus_chunks(plain, "speeches")
+    before = config.base_train_config(plain.runs["tiny"])
+    assert config.base_train_config(plain.runs["tiny"], plain.corpora["speeches"].weights) == before
+    after = config.base_train_config(short.runs["tiny"], short.corpora["speeches"].weights)
+    assert after == {**before, "weights": {"fables": 1.0, "presidential_messages": 3.0}}
+
+
+def test_weights_are_in_the_resolved_configuration_only_where_they_are_given() -> None:
+    """Saved states are stamped with it: a key that all had would throw them away."""
+    section = {"recipe": "compact-2026-11", "depth": 2}
+    assert "weights" not in config.resolve_base_train(config.BaseTrainStage(**section), "compact-2026-11")
+    assert config.resolve_base_train(config.BaseTrainStage(**section, weights={"a": 1}), "compact-2026-11")["weights"] == {"a": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("corpus", "words"),
+    [
+        ({"sources": {"fables": 0}}, "corpora.speeches.weights.fables=0"),
+        ({"sources": {"fables": "much"}}, "corpora.speeches.weights.fables='much'"),
+        ({"sources": {}}, "corpora.speeches.sources=[]"),
+        ({"sources": ["fables"], "weights": {"fable": 1}}, "weights: 'fable': no source has this name"),
+        ({"sources": ["fables", "boolq_text"], "weights": {"fables": 1}}, "weights: 'boolq_text': this source has none"),
+        ({"sources": {"fables": 1}, "weights": {"fables": 1}}, "weights stand beside sources and in it"),
+        ({"sources": {"nope": 1}}, "corpora.speeches.sources='nope': not defined"),
+    ],
+)
+def test_weights_that_make_no_sense_are_one_sentence(corpus: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        config.validate(with_value("corpora.speeches", {"sequence_len": 128, **corpus}))

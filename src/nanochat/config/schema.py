@@ -1,6 +1,6 @@
 """Every key of an experiment file: its meaning and its bounds. Names that refer to other sections are checked in checks.py."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -23,6 +23,7 @@ Count = Annotated[int, Field(ge=0, strict=True)]
 Epochs = Annotated[float, Field(gt=0, le=10_000)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63, strict=True)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(gt=0, le=1e9)]
 Rate = Annotated[float, Field(ge=0.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -81,12 +82,30 @@ class Prepare(Section):
 class Corpus(Section):
     """Text for a tokenizer and for pretraining."""
 
-    sources: Annotated[list[str], Field(min_length=1)]
+    sources: Annotated[list[str], Field(min_length=1)]  # or a mapping of each to its weight, see below
+    weights: dict[str, Weight] = {}  # share of the training that each source has, in any unit; absent: every row is visited once an epoch
     sequence_len: Annotated[int, Field(ge=16, le=65_536, strict=True)]  # tokens per row; rows are cut once, by tokenize
     shards: PositiveInt | None = None  # sources that come in shards (an error if none does): how many training shards (default: all)
     chunk_shards: PositiveInt = 16  # shards per chunk, the unit of fetching and tokenizing
     accept_unclear_licences: bool = False
     prepare: Prepare | None = None  # filters and deduplication; absent: the text is used as it was fetched
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_in_place(cls, content: Any) -> Any:
+        """`sources: {a: 3, b: 1}` is short for `sources: [a, b]` and `weights: {a: 3, b: 1}`."""
+        if not isinstance(content, dict) or not isinstance(sources := content.get("sources"), dict):
+            return content
+        if content.get("weights"):
+            raise ValueError("weights stand beside sources and in it; keep one of them")
+        return {**content, "sources": list(sources), "weights": sources}
+
+    @model_validator(mode="after")
+    def _weights_are_of_sources(self) -> Self:
+        if self.weights and (odd := set(self.weights) ^ set(self.sources)):
+            what = "no source has this name" if min(odd) in self.weights else "this source has none"
+            raise ValueError(f"weights: {min(odd)!r}: {what}; give one for each source, or none")
+        return self
 
 
 class Tokenizer(Section):

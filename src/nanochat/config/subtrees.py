@@ -22,6 +22,7 @@ from nanochat.config.schema import (
     TaskSettings,
     Tune,
     UserSource,
+    Weight,
 )
 from nanochat.data.sources import Source
 from nanochat.errors import UserError
@@ -34,6 +35,7 @@ class BaseTrainStage(BaseTrain):
 
     recipe: str
     seed: Seed = 0
+    weights: dict[str, Weight] = Field(default={})  # of the sources of the corpus
 
 
 class TuneStage(Tune):
@@ -95,6 +97,8 @@ def resolve_base_train(section: BaseTrain, recipe: str) -> dict[str, Any]:
     for part in ("architecture", "optimizer", "schedule", "horizon"):
         overrides = getattr(section, part).model_dump(exclude_none=True, mode="json")
         resolved[part] = {**RECIPES[recipe][part], **overrides}
+    if not resolved.get("weights"):  # a key that was not there before weights were: saved states and finished stages stay what they are
+        resolved.pop("weights", None)
     return {**resolved, "recipe": recipe}
 
 
@@ -191,9 +195,9 @@ def tokenize_config(experiment: Experiment, corpus: str, chunk: Chunk) -> dict[s
     return dump(TokenizeStage(sequence_len=experiment.corpora[corpus].sequence_len, split=chunk.split))
 
 
-def base_train_config(run: Run) -> dict[str, Any]:
-    """Subtree of stage base_train."""
-    return dump(BaseTrainStage(**run.base_train.model_dump(), recipe=run.recipe, seed=run.seed))
+def base_train_config(run: Run, weights: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Subtree of stage base_train; `weights` are those of the corpus."""
+    return dump(BaseTrainStage(**run.base_train.model_dump(), recipe=run.recipe, seed=run.seed, weights=dict(weights or {})))
 
 
 def tune_config(run: Run, stage: str) -> dict[str, Any]:

@@ -98,7 +98,11 @@ def _models(experiment: Experiment) -> Iterator[Space]:
         trainings = {stage: works.training(stage, name, 1, None) for stage in stages}
         made_from: dict[str, Any] = {}  # its own stage and all before it
         for stage, training in trainings.items():
-            made_from |= {f"results/{name}/{stage}/config.json": identity(base_train_config(run) if stage == "base_train" else tune_config(run, stage))}
+            made_from |= {
+                f"results/{name}/{stage}/config.json": identity(
+                    base_train_config(run, experiment.corpora[run.corpus].weights) if stage == "base_train" else tune_config(run, stage)
+                )
+            }
             yield Space("models", training.kept_bytes, f"results/{name}/{stage}/manifest.json", dict(made_from))
         resume = max(training.resume_bytes for training in trainings.values())
         yield Space("resume states", resume, f"results/{name}/{stages[-1]}/manifest.json", made_from)
