@@ -316,7 +316,7 @@ def test_a_corpus_is_held_against_what_its_runs_evaluate_or_against_what_is_name
 
 def test_filters_that_are_off_are_not_dumped_and_other_stages_know_nothing_of_them() -> None:
     plain, filtered = config.validate(EXPERIMENT), prepared(min_chars=9, near_permutations=128)
-    chunks = {chunk.name: chunk.split for chunk in config.corpus_chunks(filtered, "speeches")}
+    chunks = [{"chunk": chunk.name, "split": chunk.split} for chunk in config.corpus_chunks(filtered, "speeches")]
     assert config.prepare_config(filtered, "speeches") == {"chunks": chunks, "min_chars": 9}
     for experiment in (plain, filtered):
         assert config.corpus_chunks(experiment, "speeches") == config.corpus_chunks(plain, "speeches")

@@ -59,9 +59,14 @@ def rows(folder: Path, source: str, **splits: list[dict[str, Any]]) -> Path:
     return folder / "manifest.json"
 
 
+def chunks_of(names: Iterable[str]) -> list[dict[str, str]]:
+    """Chunks as the config names them; their splits stand at the ends of their names."""
+    return [{"chunk": name, "split": name.rpartition(".")[2]} for name in names]
+
+
 def judge(tmp_path: Path, manifests: Mapping[str, Path], *, out: str = "out", workers: int = 1, **config: Any) -> dict[str, Any]:
     """Run the first step over {chunk: manifest}; what it says was left out."""
-    chunks = {name: name.rpartition(".")[2] for name in manifests}
+    chunks = chunks_of(manifests)
     flags = ["--text", *map(str, manifests.values()), "--workers", str(workers)]
     prepare.main(["--config", json.dumps({"chunks": chunks, **config}), *flags, "--manifest", str(tmp_path / out / "manifest.json")])
     report: dict[str, Any] = read_json(tmp_path / out / "removed.json")
@@ -212,7 +217,7 @@ def test_training_text_that_holds_an_evaluation_row_is_left_out_with_the_words_a
 
 def run_decontaminated(tmp_path: Path, manifests: Mapping[str, Path], **more: Any) -> dict[str, Any]:
     """Judge against the test split of the quiz."""
-    chunks = {name: name.rpartition(".")[2] for name in manifests}
+    chunks = chunks_of(manifests)
     config = {"chunks": chunks, "decontaminate": True, "evaluations": ["quiz/test"], **more}
     flags = ["--text", *map(str, manifests.values()), "--evaluations", str(evaluation(tmp_path)), "--manifest", str(tmp_path / "out" / "manifest.json")]
     prepare.main(["--config", json.dumps(config), *flags])
@@ -324,11 +329,23 @@ def test_a_chunk_of_which_nothing_is_left_is_a_file_without_rows(tmp_path: Path)
 def test_a_request_that_cannot_be_met_is_one_sentence(tmp_path: Path, config: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence) as refused:
         manifests = corpus(tmp_path, [text(3), text(4), text(5)])
-        chunks = {name: name.rpartition(".")[2] for name in manifests}
+        chunks = chunks_of(manifests)
         flags = ["--text", *map(str, manifests.values()), "--manifest", str(tmp_path / "out" / "manifest.json")]
         prepare.main(["--config", json.dumps({"chunks": chunks, **config}), *flags])
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_chunks_keep_the_order_of_the_corpus_and_validation_first_is_refused(tmp_path: Path) -> None:
+    manifests = {
+        "z.train": fetched(tmp_path / "z", "z", {"train": [text(5)]}),
+        "a.train": fetched(tmp_path / "a", "a", {"train": [text(5), text(6)]}),
+        "z.validation": fetched(tmp_path / "v", "z", {"validation": [text(8)]}),
+    }
+    judge(tmp_path, manifests, deduplicate="exact")
+    assert [kept(tmp_path, manifests, chunk) for chunk in manifests] == [[text(5)], [text(6)], [text(8)]]
+    with pytest.raises(UserError, match="a validation chunk stands before a training chunk"):
+        judge(tmp_path, dict(reversed(manifests.items())), deduplicate="exact")
 
 
 def test_text_that_changed_after_the_judgement_is_refused(tmp_path: Path) -> None:

@@ -60,18 +60,18 @@ class FetchStage(Section):
     user: UserSource | None = None  # set for a source of the user's own
 
 
-class PrepareStage(Prepare):
-    """The subtree that stage prepare receives to judge the text of a whole corpus."""
-
-    chunks: Annotated[dict[str, Literal["train", "validation"]], Field(min_length=1)]  # name -> split, training first
-    evaluations: tuple[str, ...] = ()  # source/split of the rows that no training text may hold
-
-
 class PrepareChunkStage(Section):
     """The subtree that stage prepare receives to write one chunk of what is left."""
 
     chunk: str
     split: Literal["train", "validation"]
+
+
+class PrepareStage(Prepare):
+    """The subtree that stage prepare receives to judge the text of a whole corpus."""
+
+    chunks: Annotated[list[PrepareChunkStage], Field(min_length=1)]  # training first; a list, since keys of a mapping are sorted on the command line
+    evaluations: tuple[str, ...] = ()  # source/split of the rows that no training text may hold
 
 
 class TokenizerStage(Section):
@@ -175,7 +175,7 @@ def prepare_config(experiment: Experiment, corpus: str) -> dict[str, Any]:
     """Subtree of stage prepare for the judgement of a corpus."""
     section = experiment.corpora[corpus].prepare
     assert section is not None
-    chunks = {chunk.name: chunk.split for chunk in corpus_chunks(experiment, corpus)}
+    chunks = [PrepareChunkStage(**prepare_chunk_config(chunk)) for chunk in corpus_chunks(experiment, corpus)]
     evaluations = tuple(f"{source}/{split}" for source, split in evaluation_rows(experiment, corpus))
     return dump(PrepareStage(**section.model_dump(exclude={"decontaminate_against"}), chunks=chunks, evaluations=evaluations))
 

@@ -20,7 +20,7 @@ from nanochat.data.text import text_digest
 KEPT = "kept"
 REASONS = (KEPT, "too_short", "too_long", "language", "contaminated", "exact_copy", "near_copy", "near_training_text")
 LANGUAGE_CHARS = 1_000  # of a document that its language is judged by
-PORTION_CHARS = 2_000_000  # of documents whose words are looked at together
+PORTION_CHARS, PORTION_DOCUMENTS = 2_000_000, 4_096  # whose words are looked at together
 SHORTEST_RUN = 8  # words; shorter questions are common words (as in the appendix C of arXiv:2005.14165)
 EXAMPLES = 5  # of each reason
 EXAMPLE_CHARS = 200
@@ -123,7 +123,7 @@ def _portions(texts: Sequence[str], numbers: np.ndarray) -> Iterator[np.ndarray]
     start = chars = 0
     for place, number in enumerate(numbers):
         chars += len(texts[number])
-        if chars >= PORTION_CHARS:
+        if chars >= PORTION_CHARS or place + 1 - start >= PORTION_DOCUMENTS:
             yield numbers[start : place + 1]
             start, chars = place + 1, 0
     if start < len(numbers):

@@ -14,7 +14,7 @@ import numpy as np
 WORD = re.compile(r"\w+")
 FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no word is lost by multiplication
 MOST_WORDS = 300_000  # whose numbers are remembered; about 50 MB
-SIEVE_BITS = 24
+SIEVE_BITS = 22  # 4 MB for each length of run
 
 
 def words_of(text: str) -> list[str]:

@@ -88,11 +88,12 @@ class Judgement:
                 said(f"{part.name}: judged before, {part.documents:,} documents")
                 continue
             found, place = [], int(self.starts[number])
+            none = np.zeros((0, self.filters.permutations), dtype=np.uint32)
             for judged in run([(file, index, self.filters, part.split) for file, index, _ in part.groups]):
                 if self.filters.permutations:
                     self.signatures.write(place, judged.signatures)
                 place += len(judged.reasons)
-                found.append(replace(judged, signatures=judged.signatures[:0]))
+                found.append(replace(judged, signatures=none))  # not a slice of them, which would keep them all in memory
             self._save(part, found)
             left_out = sum(int((judged.reasons > 0).sum()) for judged in found)
             said(f"{part.name}: {part.documents:,} documents judged, {left_out:,} left out by themselves")

@@ -10,8 +10,8 @@ writes  the judgement: CHUNK.kept.npy (a bit for each document), removed.json (h
         a chunk: train-00000.parquet ... or validation.parquet, as fetch writes them
         beside them config.json, provenance.json and, last, manifest.json
 resumes the judgement goes on behind the last chunk that was judged; a chunk starts again
-by hand: nanochat prepare --config '{"chunks": {"fables.train": "train", "fables.validation": "validation"}, "deduplicate": "near"}'
-         --text resources/fables/all/manifest.json resources/fables/all/manifest.json --manifest out/manifest.json
+by hand: nanochat prepare --config '{"chunks": [{"chunk": "fables.train", "split": "train"}], "deduplicate": "near"}'
+         --text resources/fables/all/manifest.json --manifest out/manifest.json
          nanochat prepare --config '{"chunk": "fables.train", "split": "train"}' --text resources/fables/all/manifest.json
          --judged out/manifest.json --manifest out/fables.train/manifest.json
 """
@@ -69,7 +69,7 @@ def judge_corpus(config: PrepareStage, flags: Namespace, story: Provenance) -> N
     inputs = named_inputs(config, flags)
     if config.languages and (unknown := sorted(set(config.languages) - set(known_languages()))):
         raise UserError(f"prepare.languages={unknown[0]!r}: not told apart by the model; choose among {', '.join(known_languages())}")
-    parts = [Part(name, split, tuple(text_files(inputs[f"text.{name}"], split, verify=True))) for name, split in config.chunks.items()]
+    parts = [Part(item.chunk, item.split, tuple(text_files(inputs[f"text.{item.chunk}"], item.split, verify=True))) for item in config.chunks]
     filters, copies = filters_of(config, inputs)
     state = flags.manifest.parent / STATE
     hashes = {name: sha256_file(path) for name, path in inputs.items()}
@@ -95,7 +95,9 @@ def named_inputs(config: PrepareStage, flags: Namespace) -> dict[str, Path]:
     """{text.CHUNK or evaluation.SOURCE: manifest}, complete."""
     if len(flags.text) != len(config.chunks):
         raise UserError(f"--text: {len(flags.text)} manifests for {len(config.chunks)} chunks; give one for each, in the order of the config")
-    inputs = {f"text.{name}": path for name, path in zip(config.chunks, flags.text, strict=True)}
+    if [item.split for item in config.chunks] != sorted(item.split for item in config.chunks):
+        raise UserError("--config: a validation chunk stands before a training chunk; name the training chunks first, theirs are the copies that stay")
+    inputs = {f"text.{item.chunk}": path for item, path in zip(config.chunks, flags.text, strict=True)}
     given = {read_manifest(path, stage="fetch")["config"]["source"]: path for path in flags.evaluations}
     for source in dict.fromkeys(label.partition("/")[0] for label in config.evaluations):
         if source not in given:
@@ -139,7 +141,7 @@ def _watched(judged: Any) -> Any:
 
 def refuse_what_leaves_nothing(config: PrepareStage, verdict: Verdict) -> None:
     """Raise UserError if a split has lost all its documents."""
-    for split in dict.fromkeys(config.chunks.values()):
+    for split in dict.fromkeys(item.split for item in config.chunks):
         counts = verdict.counts(split)
         if KEPT not in counts:
             why = ", ".join(f"{count['documents']:,} {reason.replace('_', ' ')}" for reason, count in counts.items()) or "it has no documents"

@@ -1,6 +1,6 @@
 """Turn fetched text into packed rows of token ids, ready to be memory-mapped by the trainer.
 
-reads   --text: fetch manifest of one part of a source; the config's split says which of its files
+reads   --text: manifest of one part of a source as it was fetched, or of one prepared chunk; the config's split says which of its files
         --tokenizer: manifest of stage tokenizer
 writes  tokens.bin: rows of sequence_len + 1 ids (uint16 up to 65,536 entries, else uint32), each beginning with <|bos|>;
         config.json, provenance.json, and manifest.json last, all in one folder
