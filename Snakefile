@@ -1,4 +1,4 @@
-"""One experiment as files: fetch -> tokenizer -> tokenize -> base_train -> mid_train -> chat_sft -> evaluate -> report.
+"""One experiment as files: fetch (-> prepare) -> tokenizer -> tokenize -> base_train -> mid_train -> chat_sft -> evaluate -> report.
 
     snakemake --cores all                                       the experiment of ./config.yaml, every run and its report
     snakemake --cores all --configfile configs/laptop.yaml      another experiment
@@ -120,6 +120,7 @@ rule report:
 
 
 include: "rules/fetch.smk"
+include: "rules/prepare.smk"
 include: "rules/tokenizer.smk"
 include: "rules/tokenize.smk"
 include: "rules/preflight.smk"

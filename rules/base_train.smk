@@ -18,9 +18,9 @@ rule base_train:
         optimizer="results/{run}/base_train/optimizer.safetensors",
         manifest="results/{run}/base_train/manifest.json",
     params:
-        identity=lambda wildcards: canonical_json(experiments.identity(experiments.base_train_config(EXPERIMENT.runs[wildcards.run]))),
+        identity=lambda wildcards: canonical_json(experiments.identity(base_train_config(wildcards.run))),
         # what follows from outputs is not compared by snakemake: housekeeping is handed on and reruns nothing
-        config=lambda wildcards, output: canonical_json(experiments.base_train_config(EXPERIMENT.runs[wildcards.run])),
+        config=lambda wildcards, output: canonical_json(base_train_config(wildcards.run)),
         gpus=lambda wildcards, resources: gpus_of_each_node(resources),
         pace=pace_of("base_train"),
     log:

@@ -102,15 +102,31 @@ def chunks_by_name(corpus: str) -> dict:
     return {chunk.name: chunk for chunk in chunks(corpus)}
 
 
-def chunk_text(corpus: str, name: str) -> str:
+def prepared_corpora() -> list[str]:
+    """Corpora whose text is filtered before it is used."""
+    return [name for name, corpus in EXPERIMENT.corpora.items() if corpus.prepare is not None]
+
+
+def fetched_chunk(corpus: str, name: str) -> str:
     """Fetched manifest of the text of one chunk."""
     chunk = chunks_by_name(corpus)[name]
     return fetched(chunk.source, chunk.part)
 
 
+def chunk_text(corpus: str, name: str) -> str:
+    """Manifest of the text of one chunk: prepared where the corpus asks for it, else fetched."""
+    return f"results/text/{corpus}/{name}/manifest.json" if corpus in prepared_corpora() else fetched_chunk(corpus, name)
+
+
 def corpus_text(corpus: str, split: str | None = None) -> list[str]:
-    """Fetched manifests that hold the text of a corpus."""
-    return unique(fetched(chunk.source, chunk.part) for chunk in chunks(corpus, split))
+    """Manifests that hold the text of a corpus."""
+    return unique(chunk_text(corpus, chunk.name) for chunk in chunks(corpus, split))
+
+
+def prepared_text(runs: Iterable[str]) -> list[str]:
+    """Manifests of everything that is prepared for these runs and their tokenizers."""
+    read = unique(name for run in runs for name in (EXPERIMENT.runs[run].corpus, EXPERIMENT.tokenizers[EXPERIMENT.runs[run].tokenizer].corpus))
+    return [file for name in read if name in prepared_corpora() for file in (f"results/text/{name}/manifest.json", *corpus_text(name))]
 
 
 def tokenizer_manifest(name: str) -> str:
@@ -121,6 +137,12 @@ def tokenizer_manifest(name: str) -> str:
 def tokens_of(run, file: str = "manifest.json", split: str | None = None) -> list[str]:
     """A file of every token chunk that a run reads."""
     return [f"results/tokens/{run.corpus}.{run.tokenizer}/{chunk.name}/{file}" for chunk in chunks(run.corpus, split)]
+
+
+def base_train_config(run: str) -> dict:
+    """Subtree of stage base_train, the weights of its corpus included."""
+    section = EXPERIMENT.runs[run]
+    return experiments.base_train_config(section, EXPERIMENT.corpora[section.corpus].weights)
 
 
 def tuning_data(run, stage: str) -> list[str]:

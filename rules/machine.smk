@@ -17,7 +17,7 @@ def plan_on_this_machine() -> Planner:
     planner = Planner(EXPERIMENT, facts_of, cores=cores_of, reads_results=workflow.is_main_process)
     if workflow.is_main_process:
         try:
-            for name in (*TRAINING, "evaluate_task", "tokenizer_train", "tokenize"):
+            for name in (*TRAINING, "evaluate_task", "prepare_judge", "prepare", "tokenizer_train", "tokenize"):
                 planner.facts(name)
         except UserError as error:
             end_with([str(error)])

@@ -13,6 +13,7 @@ rule report_write:
         tokenizers=unique(tokenizer_manifest(EXPERIMENT.runs[name].tokenizer) for name in reported_runs()),
         tokens=every_tokens(reported_runs()),
         sources=every_fetched(reported_runs()),
+        text=prepared_text(reported_runs()),
     output:
         markdown=report("results/report/report.md", category="Report"),
         html=report("results/report/report.html", category="Report"),
@@ -37,6 +38,7 @@ rule report_write:
             --tokenizers {input.tokenizers:q} \
             --tokens {input.tokens:q} \
             --sources {input.sources:q} \
+            --text {input.text:q} \
             --markdown {output.markdown:q} \
             --html {output.html:q} \
             2>&1 | keep_log {log:q}

@@ -1,6 +1,6 @@
 """Tokenize: one chunk of a corpus as fixed-length rows of token ids, ready to be memory-mapped.
 
-reads   one fetched part of text, the tokenizer
+reads   one fetched part of text, or one chunk of prepared text, the tokenizer
 writes  results/tokens/{corpus}.{tokenizer}/{chunk}/: tokens.bin, and manifest.json last
 """
 

@@ -1,6 +1,6 @@
 """Tokenizer: a byte-level BPE vocabulary, and how it compares with GPT-2's and GPT-4's.
 
-reads   the fetched text of the tokenizer's corpus, the reference vocabularies
+reads   the fetched or prepared text of the tokenizer's corpus, the reference vocabularies
 writes  results/tokenizers/{tokenizer}/: tokenizer.json, token_bytes.json, evaluation.json, and manifest.json last
 """
 

@@ -46,7 +46,8 @@ LIGHT = (
     *("nanochat.history", "nanochat.status", "nanochat.preflight", "nanochat.inventory"),
 )
 WITHOUT_TORCH = (
-    *("nanochat.report", "nanochat.stages.report", "nanochat.stages.fetch", "nanochat.stages.tokenizer", "nanochat.stages.tokenize"),
+    *("nanochat.report", "nanochat.stages.report", "nanochat.stages.fetch", "nanochat.stages.prepare", "nanochat.stages.tokenizer"),
+    "nanochat.stages.tokenize",
     *("nanochat.preflight", "nanochat.stages.preflight"),
 )
 ENVIRONMENT_READERS = {"nanochat.runtime"}  # the one module that may look at the environment

@@ -1,6 +1,7 @@
 """The experiment schema: what is accepted, and the one sentence that each kind of bad input gets."""
 
 import copy
+import re
 import subprocess
 import sys
 from typing import Any, get_args
@@ -290,3 +291,100 @@ def test_corpora_that_share_shards_share_their_chunks(other: dict, words: str | 
 def test_importing_the_schema_loads_no_heavy_library() -> None:
     code = "import sys, nanochat.config; print(sorted({'torch','numpy','pyarrow','datasets','pandas'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+# --- prepared text ---------------------------------------------------------------------------------------------------
+
+
+def prepared(**filters: Any) -> config.Experiment:
+    """The small experiment with filters, evaluating two tasks."""
+    content = copy.deepcopy(EXPERIMENT)
+    content["corpora"]["speeches"]["prepare"] = filters
+    content["runs"]["tiny"]["evaluate"] = {"bpb": {}, "arc_easy": {}, "mmlu": {"split": "validation"}}
+    return config.validate(content)
+
+
+def test_a_corpus_is_held_against_what_its_runs_evaluate_or_against_what_is_named() -> None:
+    assert config.evaluation_rows(prepared(min_chars=9), "speeches") == []
+    everything = prepared(decontaminate=True)
+    assert config.evaluation_rows(everything, "speeches") == [("arc_easy", "test"), ("mmlu", "validation")]
+    received = config.prepare_config(everything, "speeches")
+    assert received["evaluations"] == ["arc_easy/test", "mmlu/validation"] and received["decontaminate"] is True
+    named = prepared(decontaminate=True, decontaminate_against=["mmlu", "gsm8k"])
+    assert config.evaluation_rows(named, "speeches") == [("gsm8k", "test"), ("mmlu", "validation")]
+
+
+def test_filters_that_are_off_are_not_dumped_and_other_stages_know_nothing_of_them() -> None:
+    plain, filtered = config.validate(EXPERIMENT), prepared(min_chars=9, near_permutations=128)
+    chunks = [{"chunk": chunk.name, "split": chunk.split} for chunk in config.corpus_chunks(filtered, "speeches")]
+    assert config.prepare_config(filtered, "speeches") == {"chunks": chunks, "min_chars": 9}
+    for experiment in (plain, filtered):
+        assert config.corpus_chunks(experiment, "speeches") == config.corpus_chunks(plain, "speeches")
+        for chunk in config.corpus_chunks(experiment, "speeches"):
+            assert config.tokenize_config(experiment, "speeches", chunk) == config.tokenize_config(plain, "speeches", chunk)
+    assert config.base_train_config(filtered.runs["tiny"]) == config.base_train_config(plain.runs["tiny"])
+
+
+@pytest.mark.parametrize(
+    ("filters", "words"),
+    [
+        ({}, "corpora.speeches.prepare: asks for nothing; give languages"),
+        ({"min_chars": 9, "max_chars": 3}, "max_chars=3: below min_chars=9"),
+        ({"decontaminate_against": ["mmlu"], "min_chars": 1}, "decontaminate is off"),
+        ({"decontaminate": True, "decontaminate_against": ["quiz"]}, "decontaminate_against='quiz': no such task"),
+        ({"languages": ["English"]}, "corpora.speeches.prepare.languages.0='English'"),
+        ({"deduplicate": "fuzzy"}, "corpora.speeches.prepare.deduplicate='fuzzy'"),
+    ],
+)
+def test_filters_that_make_no_sense_are_one_sentence(filters: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        prepared(**filters)
+
+
+def test_decontamination_without_evaluations_is_refused() -> None:
+    content = copy.deepcopy(EXPERIMENT)
+    content["corpora"]["speeches"]["prepare"] = {"decontaminate": True}
+    content["runs"]["tiny"]["evaluate"] = {"bpb": {}}
+    with pytest.raises(UserError, match="no run on this corpus evaluates a task that has rows"):
+        config.validate(content)
+
+
+# --- mixtures --------------------------------------------------------------------------------------------------------
+
+
+def test_weights_beside_the_sources_or_in_their_place_are_the_same_and_a_plain_list_has_none() -> None:
+    short = config.validate(with_value("corpora.speeches.sources", {"presidential_messages": 3, "fables": 1}))
+    content = with_value("corpora.speeches.sources", ["presidential_messages", "fables"])
+    plain = config.validate(content)
+    content["corpora"]["speeches"]["weights"] = {"fables": 1, "presidential_messages": 3}
+    assert config.validate(content) == short
+    assert config.dump(plain.corpora["speeches"]) == {"sources": ["presidential_messages", "fables"], "sequence_len": 128}
+    assert config.corpus_chunks(short, "speeches") == config.corpus_chunks(plain, "speeches")
+    before = config.base_train_config(plain.runs["tiny"])
+    assert config.base_train_config(plain.runs["tiny"], plain.corpora["speeches"].weights) == before
+    after = config.base_train_config(short.runs["tiny"], short.corpora["speeches"].weights)
+    assert after == {**before, "weights": {"fables": 1.0, "presidential_messages": 3.0}}
+
+
+def test_weights_are_in_the_resolved_configuration_only_where_they_are_given() -> None:
+    """Saved states are stamped with it: a key that all had would throw them away."""
+    section = {"recipe": "compact-2026-11", "depth": 2}
+    assert "weights" not in config.resolve_base_train(config.BaseTrainStage(**section), "compact-2026-11")
+    assert config.resolve_base_train(config.BaseTrainStage(**section, weights={"a": 1}), "compact-2026-11")["weights"] == {"a": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("corpus", "words"),
+    [
+        ({"sources": {"fables": 0}}, "corpora.speeches.weights.fables=0"),
+        ({"sources": {"fables": "much"}}, "corpora.speeches.weights.fables='much'"),
+        ({"sources": {}}, "corpora.speeches.sources=[]"),
+        ({"sources": ["fables"], "weights": {"fable": 1}}, "weights: 'fable': no source has this name"),
+        ({"sources": ["fables", "boolq_text"], "weights": {"fables": 1}}, "weights: 'boolq_text': this source has none"),
+        ({"sources": {"fables": 1}, "weights": {"fables": 1}}, "weights stand beside sources and in it"),
+        ({"sources": {"nope": 1}}, "corpora.speeches.sources='nope': not defined"),
+    ],
+)
+def test_weights_that_make_no_sense_are_one_sentence(corpus: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        config.validate(with_value("corpora.speeches", {"sequence_len": 128, **corpus}))

@@ -174,8 +174,8 @@ def test_a_parquet_without_the_column_names_those_it_has(texts, tmp_path):
     ("make", "message"),
     [
         (lambda folder: None, r"sources\.mine\.path=.*: no such file or folder"),
-        (lambda folder: folder.mkdir(), r"sources\.mine\.path=.*: holds no \.parquet, \.jsonl, \.txt file"),
-        (lambda folder: folder.write_text("x"), r"sources\.mine\.path=.*: not a \.parquet, \.jsonl, \.txt file"),
+        (lambda folder: folder.mkdir(), r"sources\.mine\.path=.*: holds no \.parquet, \.jsonl or \.txt file"),
+        (lambda folder: folder.write_text("x"), r"sources\.mine\.path=.*: not a \.parquet, \.jsonl or \.txt file"),
         (lambda folder: (folder.mkdir(), (folder / "a.txt").write_text(" \n")), r"sources\.mine: no documents after cleaning"),
         (lambda folder: (folder.mkdir(), (folder / "a.txt").write_text("alone")), r"sources\.mine: only one distinct document"),
     ],

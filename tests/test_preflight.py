@@ -133,6 +133,22 @@ def test_tokens_seen_twice_are_a_warning(tmp_path: Path, rows: int, state: str) 
     assert state != "warning" or "each is seen 1.02 times" in check.detail
 
 
+def test_a_source_of_a_mixture_that_is_seen_twice_is_a_warning_that_names_it(tmp_path: Path) -> None:
+    content = config.read_yaml(REPOSITORY / "config.yaml")
+    (corpus,) = content["corpora"].values()
+    first, second = corpus["sources"]
+    corpus["sources"] = {first: 9, second: 1}
+    for rows, state in ((6_250, "ok"), (100, "warning"), (0, "problem")):
+        for source, share in ((first, 6_250), (second, rows)):
+            folder = tmp_path / "tokens" / "quickstart.quickstart" / f"{source}.train"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "tokens.bin").touch()
+            write_manifest(folder / "manifest.json", stage="tokenize", config={"split": "train"}, inputs={}, outputs=["tokens.bin"], counts={"rows": share})
+        (check,) = check_tokens(config.validate(content), tmp_path)
+        assert check.state == state and second in check.detail
+        assert state != "warning" or f"{second} is seen 3.20 times" in check.detail  # 81,920 tokens of 100 rows of 256
+
+
 # --- sizes ----------------------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """Conversations of the user's own: what becomes of a row, and that they can be mixed, checked and fetched like any other."""
 
+import gzip
 import json
 from collections import Counter
 from pathlib import Path
@@ -28,11 +29,12 @@ def read(tmp_path: Path, rows: list, columns: dict[str, str], suffix: str = ".js
     if suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), file)
     else:
-        file.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+        lines = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows).encode()
+        file.write_bytes(gzip.compress(lines) if suffix.endswith(".gz") else lines)
     return list(conversations([file], columns, seen)), seen
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
 def test_messages_and_pairs_become_conversations(tmp_path, suffix):
     rows = [{"chat": [ASKED, SAID], "id": 1}, {"chat": [SYSTEM, ASKED, SAID, ASKED], "id": 2}, {"chat": None, "id": 3}]
     found, seen = read(tmp_path, rows, {"messages": "chat"}, suffix)

@@ -152,6 +152,23 @@ def test_run_killed_twice_equals_the_uninterrupted_one(stage, lab, base, mid, sf
     assert states == ["interrupted", "interrupted", "finished"]
 
 
+def test_a_killed_mixture_goes_on_with_the_same_rows_and_says_how_often_it_sees_each_source(lab, tmp_path):
+    few, many = tmp_path / "few.train", tmp_path / "many.train"
+    for folder in (few, many):
+        shutil.copytree(lab.tokens[0].parent, folder)
+    mixed = dataclasses.replace(lab, tokens=[few / "manifest.json", many / "manifest.json", lab.tokens[1]])
+    weights = {"few": 1, "many": 3}
+    said = run(mixed.base(tmp_path / "whole", weights=weights))
+    rows = read_manifest(few / "manifest.json")["counts"]["rows"]
+    epochs = read_manifest(tmp_path / "whole" / "manifest.json")["counts"]["source_epochs"]
+    assert sum(epochs.values()) * rows == pytest.approx(24 * 8, abs=0.1) and epochs["many"] > 2 * epochs["few"]
+    assert f"source many: 75.0% of the training, {epochs['many']:.2f} epochs" in said
+    code, _ = run_until(mixed.base(tmp_path / "killed", weights=weights), tmp_path / "killed", 9)
+    assert code == -signal.SIGKILL
+    assert "resumed at step" in run(mixed.base(tmp_path / "killed", weights=weights))
+    assert final_bytes(tmp_path / "killed") == final_bytes(tmp_path / "whole")
+
+
 def test_asked_to_stop_it_saves_and_exits_75_and_goes_on(lab, base, tmp_path):
     command = lab.base(tmp_path)
     for number, step in ((signal.SIGTERM, 3), (signal.SIGUSR1, 9), (signal.SIGHUP, 14)):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.artifacts import write_json, write_manifest
-from nanochat.data.rows import RowOrder, TokenRows, token_dtype
+from nanochat.data.rows import MixtureOrder, RowOrder, TokenRows, token_dtype
 from nanochat.errors import UserError
 
 COUNTS = st.integers(1, 5000)
@@ -142,3 +142,68 @@ def test_flipped_byte_is_found_when_verified(tmp_path: Path) -> None:
     (tmp_path / "a" / "tokens.bin").write_bytes(data)
     with pytest.raises(UserError, match="damaged"):
         TokenRows([manifest], "train", verify=True)
+
+
+# --- mixtures --------------------------------------------------------------------------------------------------------
+
+MIXED = [("big.train-000", 700), ("small.train", 90), ("big.train-001", 300), ("none.train", 0), ("tiny.train", 7)]
+SPANS = {"big": [*range(700), *range(790, 1090)], "small": [*range(700, 790)], "tiny": [*range(1090, 1097)]}
+WEIGHTS = {"big": 0.7, "small": 0.2, "tiny": 0.1}
+
+
+def mixture(seed: int = 3) -> MixtureOrder:
+    """Three sources, of which one is much too small for its share."""
+    return MixtureOrder([chunk for chunk in MIXED if chunk[1]], WEIGHTS, seed)
+
+
+def test_each_source_has_its_share_in_every_block() -> None:
+    block, order = MixtureOrder.BLOCK, mixture()
+    visited = order.at(np.arange(3 * block)).reshape(3, block)
+    for name, weight in WEIGHTS.items():
+        counts = np.isin(visited, SPANS[name]).sum(axis=1)
+        assert (np.abs(counts - weight * block) < 1).all() and len(set(counts)) == 1
+    assert order.drawn(3 * block) == {name: int(np.isin(visited, SPANS[name]).sum()) for name in WEIGHTS}
+    assert order.drawn(block + 100) == {name: int(np.isin(visited.reshape(-1)[: block + 100], SPANS[name]).sum()) for name in WEIGHTS}
+
+
+def test_a_source_is_visited_once_before_any_of_its_rows_comes_again() -> None:
+    visited = mixture().at(np.arange(20_000))
+    for rows in SPANS.values():
+        own = visited[np.isin(visited, rows)]
+        for epoch in range(len(own) // len(rows)):
+            assert sorted(own[epoch * len(rows) : (epoch + 1) * len(rows)]) == sorted(rows)
+    assert len(visited[np.isin(visited, SPANS["tiny"])]) > 200 * 7
+
+
+def test_a_mixture_can_be_entered_anywhere_and_shared_among_ranks() -> None:
+    order, counters = mixture(), np.arange(5_000, 5_000 + 4 * 64)
+    alone = order.at(counters)
+    assert [int(order.at(counter)) for counter in counters] == alone.tolist()
+    assert np.stack([order.at(counters[rank::4]) for rank in range(4)]).T.reshape(-1).tolist() == alone.tolist()
+    assert order.at(counters.reshape(4, 64)).shape == (4, 64)
+
+
+def test_places_of_the_sources_are_spread_and_follow_the_seed() -> None:
+    first, other = (mixture(seed).at(np.arange(4096)) for seed in (3, 4))
+    small = np.flatnonzero(np.isin(first, SPANS["small"]))
+    assert np.diff(small).max() < 60, "a share of 0.2 that is spread at random leaves no gap of 60 in 4,096 (probability 0.001)"
+    assert (first != other).mean() > 0.5
+
+
+def test_only_proportions_of_weights_count_and_their_order_does_not() -> None:
+    chunks = [chunk for chunk in MIXED if chunk[1]]
+    scaled = MixtureOrder(chunks, {"tiny": 1, "small": 2, "big": 7}, 3)
+    assert scaled.at(np.arange(9_000)).tolist() == mixture().at(np.arange(9_000)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("chunks", "weights", "words"),
+    [
+        (MIXED, {"big": 1, "small": 1, "tiny": 1, "none": 1}, "source none has no rows"),
+        (MIXED[:2], {"big": 1}, "given for big, the rows are of big, small"),
+        (MIXED[:2], {"big": 1_000_000, "small": 1}, r"weights\.small=1: less than one row in 4,096"),
+    ],
+)
+def test_a_mixture_that_cannot_be_is_one_sentence(chunks: list[tuple[str, int]], weights: dict[str, float], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        MixtureOrder(chunks, weights)

@@ -212,7 +212,7 @@ def test_killed_worker_is_one_sentence_and_leaves_no_output(tmp_path: Path, text
 
 
 def test_wrong_inputs_are_one_sentence(tmp_path: Path, text: Path, vocabulary: Path) -> None:
-    with pytest.raises(UserError, match="made by stage 'tokenizer', 'fetch' is needed"):
+    with pytest.raises(UserError, match="made by stage 'tokenizer', 'fetch' or 'prepare' is needed"):
         rows_of(tmp_path / "a", vocabulary, vocabulary)
     with pytest.raises(UserError, match="lists no validation text"):
         rows_of(tmp_path / "b", fetched(tmp_path / "t", {"train-00000.parquet": ["x"]}), vocabulary, split="validation")

@@ -18,6 +18,7 @@ CHECKOUT = ("Snakefile", "README.md", "rules", "profiles", "slurm", "configs", "
 STAGE_OF_RULE = {  # others are called as their stage
     "fetch_part": "fetch",
     "fetch_local": "fetch",
+    "prepare_judge": "prepare",
     "tokenizer_train": "tokenizer",
     "evaluate_task": "evaluate",
     "report_write": "report",

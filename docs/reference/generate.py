@@ -20,6 +20,7 @@ PLACES = {  # where a section stands in the file -> its class
     "sources.NAME": "UserSource",
     "sources.NAME.columns": "ChatColumns",
     "corpora.NAME": "Corpus",
+    "corpora.NAME.prepare": "Prepare",
     "tokenizers.NAME": "Tokenizer",
     "runs.NAME": "Run",
     "runs.NAME.base_train": "BaseTrain",

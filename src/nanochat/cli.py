@@ -18,6 +18,7 @@ from nanochat.runtime import let_threads_sleep, own_rank, under_torchrun
 VERBS = {
     "preflight": ("nanochat.stages.preflight", "check all that a later stage can die of, before GPUs are paid"),
     "fetch": ("nanochat.stages.fetch", "fetch a source into resources/"),
+    "prepare": ("nanochat.stages.prepare", "filter, deduplicate and decontaminate the text of a corpus"),
     "tokenizer": ("nanochat.stages.tokenizer", "train a byte-level BPE tokenizer and measure it"),
     "tokenize": ("nanochat.stages.tokenize", "turn text shards into packed token shards"),
     "base_train": ("nanochat.stages.base_train", "pretrain a model on packed tokens"),

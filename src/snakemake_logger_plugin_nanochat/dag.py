@@ -7,7 +7,7 @@ from typing import Any
 from nanochat.plan.jobs import Job, Reason
 
 # rules of hundreds of jobs, whose resources do not differ enough to be computed for each (1 ms and more)
-ALIKE = ("fetch_part", "fetch_local", "tokenize")
+ALIKE = ("fetch_part", "fetch_local", "prepare", "tokenize")
 
 
 def is_planned(dag: Any) -> bool:

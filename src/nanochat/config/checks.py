@@ -3,7 +3,7 @@
 from typing import Any
 
 from nanochat.config.schema import NOT_A_RUN, Experiment, Run
-from nanochat.config.subtrees import resolve_base_train
+from nanochat.config.subtrees import evaluation_rows, resolve_base_train
 from nanochat.data.sources import SOURCES
 from nanochat.recipes import RECIPES
 from nanochat.tasks import TASKS
@@ -31,6 +31,7 @@ def find_problems(experiment: Experiment) -> list[str]:
             if source in SOURCES and SOURCES[source].licence_unclear and not corpus.accept_unclear_licences:
                 cure = f"set corpora.{name}.accept_unclear_licences: true to use it"
                 problems.append(f"corpora.{name}.sources={source!r}: licence unclear ({SOURCES[source].licence}); {cure}")
+        problems += _prepare_problems(experiment, name)
         if len(set(corpus.sources)) < len(corpus.sources):
             problems.append(f"corpora.{name}.sources={corpus.sources}: names a source twice; name each once")
     problems += _shard_problems(experiment)
@@ -49,6 +50,23 @@ def find_problems(experiment: Experiment) -> list[str]:
     for name in experiment.report.runs:
         check("report.runs", name, experiment.runs)
     return problems
+
+
+def _prepare_problems(experiment: Experiment, name: str) -> list[str]:
+    prepare, place = experiment.corpora[name].prepare, f"corpora.{name}.prepare"
+    if prepare is None or not prepare.decontaminate:
+        return []
+    unknown = [task for task in prepare.decontaminate_against if task not in TASKS]
+    if unknown:
+        return [f"{place}.decontaminate_against={unknown[0]!r}: no such task; choose among {', '.join(sorted(TASKS))}"]
+    runs = [run for run in experiment.runs.values() if run.corpus == name]
+    if any(task not in (*TASKS, "bpb") for run in runs for task in run.evaluate):
+        return []  # said below
+    if any(settings.split not in TASKS[task].sources for run in runs for task, settings in run.evaluate.items() if task != "bpb"):
+        return []  # said below
+    if not evaluation_rows(experiment, name):
+        return [f"{place}.decontaminate: no run on this corpus evaluates a task that has rows; name tasks in decontaminate_against, or leave it out"]
+    return []
 
 
 def _shard_problems(experiment: Experiment) -> list[str]:

@@ -12,7 +12,7 @@ MAX_VOCAB = 1 << 32  # token shards hold uint16 up to 65,536 and uint32 above
 PHASES = ("base", "mid", "sft", "rl")
 STAGE_OF_PHASE = {"base": "base_train", "mid": "mid_train", "sft": "chat_sft", "rl": "chat_rl"}
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
-NOT_A_RUN = ("report", "tokenizers", "tokens")  # folders of results/ that hold something else
+NOT_A_RUN = ("report", "text", "tokenizers", "tokens")  # folders of results/ that hold something else
 # Housekeeping: keys that decide when something is shown, measured or saved, or how much memory it takes, and that no weight and (but for
 # rounding) no score depends on. They are handed to the stage and are no part of what it is: a change of them reruns and discards nothing.
 # micro_batch_rows is none of them: its rounding goes into the weights and grows. Nor is validation_rows: it decides what is held out.
@@ -23,6 +23,7 @@ Count = Annotated[int, Field(ge=0, strict=True)]
 Epochs = Annotated[float, Field(gt=0, le=10_000)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63, strict=True)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(gt=0, le=1e9)]
 Rate = Annotated[float, Field(ge=0.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -84,14 +85,58 @@ class UserSource(Section):
         return user_source(name, kind="hf", licence=self.licence, **place)
 
 
+class Prepare(Section):
+    """What is left out of the text of a corpus before anything is made from it. Each filter is off unless it is asked for."""
+
+    languages: list[Annotated[str, Field(pattern="^[a-z]{2,3}$")]] = []  # keep documents in these languages alone: en, de, ... (ISO 639)
+    language_certainty: Fraction = 0.5  # least probability of the language, judged by the first 1,000 characters
+    min_chars: Count = 0  # leave shorter documents out
+    max_chars: PositiveInt | None = None  # leave longer documents out
+    deduplicate: Literal["exact", "near"] | None = None  # keep the first of equal documents; near: of those with nearly the same words too
+    near_similarity: Annotated[float, Field(ge=0.5, le=1.0)] = 0.8  # share of five-word runs in common from which on documents are near copies
+    near_permutations: Annotated[int, Field(ge=16, le=1024, strict=True)] = 128  # numbers per document that this share is estimated from
+    decontaminate: bool = False  # leave training text out that holds words of evaluation rows, and validation text that is a near copy of training text
+    decontaminate_against: list[str] = []  # tasks; absent: all that the runs on this corpus evaluate, so that a new one prepares and trains again
+    run_words: Annotated[int, Field(ge=5, le=64, strict=True)] = 13  # so many words in a row of an evaluation row are too many
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Self:
+        if not (self.languages or self.min_chars or self.max_chars or self.deduplicate or self.decontaminate):
+            raise ValueError("asks for nothing; give languages, min_chars, max_chars, deduplicate or decontaminate, or leave prepare out")
+        if self.max_chars is not None and self.max_chars < self.min_chars:
+            raise ValueError(f"max_chars={self.max_chars}: below min_chars={self.min_chars}, nothing would be left; raise it")
+        if self.decontaminate_against and not self.decontaminate:
+            raise ValueError(f"decontaminate_against={self.decontaminate_against}: given, but decontaminate is off; set decontaminate: true")
+        return self
+
+
 class Corpus(Section):
     """Text for a tokenizer and for pretraining."""
 
-    sources: Annotated[list[str], Field(min_length=1)]
+    sources: Annotated[list[str], Field(min_length=1)]  # or a mapping of each to its weight, see below
+    weights: dict[str, Weight] = {}  # share of the training that each source has, in any unit; absent: every row is visited once an epoch
     sequence_len: Annotated[int, Field(ge=16, le=65_536, strict=True)]  # tokens per row; rows are cut once, by tokenize
     shards: PositiveInt | None = None  # sources that come in shards (an error if none does): how many training shards (default: all)
     chunk_shards: PositiveInt = 16  # shards per chunk, the unit of fetching and tokenizing
     accept_unclear_licences: bool = False
+    prepare: Prepare | None = None  # filters and deduplication; absent: the text is used as it was fetched
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_in_place(cls, content: Any) -> Any:
+        """`sources: {a: 3, b: 1}` is short for `sources: [a, b]` and `weights: {a: 3, b: 1}`."""
+        if not isinstance(content, dict) or not isinstance(sources := content.get("sources"), dict):
+            return content
+        if content.get("weights"):
+            raise ValueError("weights stand beside sources and in it; keep one of them")
+        return {**content, "sources": list(sources), "weights": sources}
+
+    @model_validator(mode="after")
+    def _weights_are_of_sources(self) -> Self:
+        if self.weights and (odd := set(self.weights) ^ set(self.sources)):
+            what = "no source has this name" if min(odd) in self.weights else "this source has none"
+            raise ValueError(f"weights: {min(odd)!r}: {what}; give one for each source, or none")
+        return self
 
 
 class Tokenizer(Section):

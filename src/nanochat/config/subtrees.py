@@ -15,12 +15,14 @@ from nanochat.config.schema import (
     BaseTrain,
     Experiment,
     PositiveInt,
+    Prepare,
     Run,
     Section,
     Seed,
     TaskSettings,
     Tune,
     UserSource,
+    Weight,
 )
 from nanochat.data.sources import Source
 from nanochat.errors import UserError
@@ -33,6 +35,7 @@ class BaseTrainStage(BaseTrain):
 
     recipe: str
     seed: Seed = 0
+    weights: dict[str, Weight] = Field(default={})  # of the sources of the corpus
 
 
 class TuneStage(Tune):
@@ -55,6 +58,20 @@ class FetchStage(Section):
     chunk_shards: PositiveInt | None = None
     shards: PositiveInt | None = None
     user: UserSource | None = None  # set for a source of the user's own
+
+
+class PrepareChunkStage(Section):
+    """The subtree that stage prepare receives to write one chunk of what is left."""
+
+    chunk: str
+    split: Literal["train", "validation"]
+
+
+class PrepareStage(Prepare):
+    """The subtree that stage prepare receives to judge the text of a whole corpus."""
+
+    chunks: Annotated[list[PrepareChunkStage], Field(min_length=1)]  # training first; a list, since keys of a mapping are sorted on the command line
+    evaluations: tuple[str, ...] = ()  # source/split of the rows that no training text may hold
 
 
 class TokenizerStage(Section):
@@ -80,6 +97,8 @@ def resolve_base_train(section: BaseTrain, recipe: str) -> dict[str, Any]:
     for part in ("architecture", "optimizer", "schedule", "horizon"):
         overrides = getattr(section, part).model_dump(exclude_none=True, mode="json")
         resolved[part] = {**RECIPES[recipe][part], **overrides}
+    if not resolved.get("weights"):  # a key that was not there before weights were: saved states and finished stages stay what they are
+        resolved.pop("weights", None)
     return {**resolved, "recipe": recipe}
 
 
@@ -137,6 +156,35 @@ def fetch_config(experiment: Experiment, source: str, part: str) -> dict[str, An
     return dump(FetchStage(**stage))
 
 
+def evaluation_rows(experiment: Experiment, corpus: str) -> list[tuple[str, str]]:
+    """(source, its split) of the rows that the training text of a corpus may not hold, sorted; empty unless it is decontaminated."""
+    prepare = experiment.corpora[corpus].prepare
+    if prepare is None or not prepare.decontaminate:
+        return []
+    evaluated_here = [(task, settings) for run in experiment.runs.values() if run.corpus == corpus for task, settings in run.evaluate.items()]
+    named = prepare.decontaminate_against
+    wanted = [(task, settings.split, settings.source) for task, settings in evaluated_here if not named or task in named]
+    for task in set(named) - {task for task, *_ in wanted}:
+        splits = TASKS[task].sources
+        wanted.append((task, "test" if "test" in splits else "validation" if "validation" in splits else next(iter(splits)), None))
+    rows = {(found, TASKS[task].source_splits.get(split, split)) for task, split, source in wanted for found in task_sources(task, split, source)}
+    return sorted(rows)
+
+
+def prepare_config(experiment: Experiment, corpus: str) -> dict[str, Any]:
+    """Subtree of stage prepare for the judgement of a corpus."""
+    section = experiment.corpora[corpus].prepare
+    assert section is not None
+    chunks = [PrepareChunkStage(**prepare_chunk_config(chunk)) for chunk in corpus_chunks(experiment, corpus)]
+    evaluations = tuple(f"{source}/{split}" for source, split in evaluation_rows(experiment, corpus))
+    return dump(PrepareStage(**section.model_dump(exclude={"decontaminate_against"}), chunks=chunks, evaluations=evaluations))
+
+
+def prepare_chunk_config(chunk: Chunk) -> dict[str, Any]:
+    """Subtree of stage prepare for one chunk."""
+    return dump(PrepareChunkStage(chunk=chunk.name, split=chunk.split))
+
+
 def tokenizer_config(experiment: Experiment, name: str) -> dict[str, Any]:
     """Subtree of stage tokenizer."""
     return dump(TokenizerStage(**experiment.tokenizers[name].model_dump(exclude={"corpus"})))
@@ -147,9 +195,9 @@ def tokenize_config(experiment: Experiment, corpus: str, chunk: Chunk) -> dict[s
     return dump(TokenizeStage(sequence_len=experiment.corpora[corpus].sequence_len, split=chunk.split))
 
 
-def base_train_config(run: Run) -> dict[str, Any]:
-    """Subtree of stage base_train."""
-    return dump(BaseTrainStage(**run.base_train.model_dump(), recipe=run.recipe, seed=run.seed))
+def base_train_config(run: Run, weights: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Subtree of stage base_train; `weights` are those of the corpus."""
+    return dump(BaseTrainStage(**run.base_train.model_dump(), recipe=run.recipe, seed=run.seed, weights=dict(weights or {})))
 
 
 def tune_config(run: Run, stage: str) -> dict[str, Any]:

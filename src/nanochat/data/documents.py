@@ -1,4 +1,4 @@
-"""Reading fetched text: the parquet files of one split of a part, a row group (1,024 documents) at a time."""
+"""Reading fetched or prepared text: the parquet files of one split of a part, a row group (1,024 documents) at a time."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,14 +10,18 @@ from nanochat.artifacts import read_manifest, verified_file
 from nanochat.errors import UserError
 
 COLUMN = "text"
+STAGES = ("fetch", "prepare")  # which make text
 
 
 def text_files(manifest_path: Path, split: str, *, verify: bool = False) -> list[Path]:
-    """The files of `split` that a fetch manifest lists, in order; train: train-00000.parquet ..., validation: validation.parquet.
+    """The files of `split` that a manifest of fetched or prepared text lists, in order; train: train-00000.parquet ..., validation: validation.parquet.
 
     `verify`: compare their sha256 (UserError); cheap for who reads all of them, and parquet would not notice a flipped bit.
     """
-    names = read_manifest(manifest_path, stage="fetch")["outputs"]
+    manifest = read_manifest(manifest_path)
+    if manifest["stage"] not in STAGES:
+        raise UserError(f"{manifest_path}: made by stage {manifest['stage']!r}, {' or '.join(map(repr, STAGES))} is needed; give that stage's manifest.json")
+    names = manifest["outputs"]
     wanted = [name for name in sorted(names) if name.startswith(split) and name.endswith(".parquet")]
     return [verified_file(manifest_path, name) if verify else Path(manifest_path).parent / name for name in wanted]
 
@@ -31,6 +35,12 @@ def verified_text(manifest_path: Path, split: str) -> Iterator[Path]:
 def row_groups(path: Path) -> int:
     """How many row groups a file has."""
     return int(_open(path).num_row_groups)
+
+
+def group_rows(path: Path) -> list[int]:
+    """How many documents each row group of a file has."""
+    metadata = _open(path).metadata
+    return [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
 
 
 def read_row_group(path: Path, index: int) -> list[str]:

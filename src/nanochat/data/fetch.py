@@ -17,7 +17,7 @@ from nanochat.data.address import download_url
 from nanochat.data.lockfile import Lock
 from nanochat.data.readers_chat import conversations
 from nanochat.data.readers_files import FILE_READERS
-from nanochat.data.readers_local import files_identity, local_files, read_documents
+from nanochat.data.readers_local import KINDS, files_identity, kind_of, local_files, read_documents
 from nanochat.data.readers_rows import HUB_ROWS, RANK_READERS, ROW_READERS, Row
 from nanochat.data.readers_text import TEXT_READERS
 from nanochat.data.sources import WHEELS, Source
@@ -191,8 +191,8 @@ def _fetch_hub(source: Source, folder: Path, wheels: Path, lock: Lock) -> Fetche
     identity = {"repo": repo, "revision": commit}
     if "files" in source.place:
         names = source.place["files"] or _whole_dataset(source, commit)
-        if unusable := [name for name in names if Path(name).suffix.lower() not in (".parquet", ".jsonl", ".txt")]:
-            raise UserError(f"sources.{source.name}.files={unusable[0]!r}: not a .parquet, .jsonl or .txt file; choose files of these kinds")
+        if unusable := [name for name in names if kind_of(Path(name)) is None]:
+            raise UserError(f"sources.{source.name}.files={unusable[0]!r}: not a {KINDS}; choose files of these kinds")
         files = _download_all(repo, commit, names, folder / RAW)
         return _users_files(source, files, folder, identity)
     row_of = HUB_ROWS[source.place["reader"]]

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nanochat.data.readers_local import kind_of, opened
 from nanochat.errors import UserError
 
 BATCH_ROWS = 64
@@ -66,13 +67,13 @@ def _text(value: Any, place: str) -> str:
 
 def _rows(file: Path, columns: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(place in the file, row) of each row."""
-    match file.suffix.lower():
+    match kind_of(file):
         case ".parquet":
             yield from _parquet_rows(file, columns)
         case ".jsonl":
             yield from _jsonl_rows(file, columns)
         case _:
-            raise UserError(f"{file}: conversations are read from .parquet and .jsonl files; convert it, or leave it out")
+            raise UserError(f"{file}: conversations are read from .parquet and .jsonl files (.jsonl also with .gz or .zst); convert it, or leave it out")
 
 
 def _parquet_rows(file: Path, columns: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -98,7 +99,7 @@ def _parquet_rows(file: Path, columns: list[str]) -> Iterator[tuple[str, Mapping
 
 
 def _jsonl_rows(file: Path, columns: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with file.open("rb") as lines:
+    with opened(file) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue

@@ -1,37 +1,50 @@
 """Documents out of a user's own files: .parquet and .jsonl (a column or key of text), .txt (a file is a document).
 
+A .jsonl or .txt file may be packed with gzip (.gz) or zstd (.zst); it is unpacked while it is read, never onto the disk.
+
 What cannot be read is refused with the file and the place in it; what is left out or cut is counted, and the fetch says so.
 """
 
 import codecs
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from nanochat.artifacts import canonical_json, sha256_bytes, sha256_file
 from nanochat.data.text import MAX_DOCUMENT_CHARS, cut_at
 from nanochat.errors import UserError
 
 SUFFIXES = (".parquet", ".jsonl", ".txt")
+PACKED = {".gz": "gzip", ".zst": "zstd"}  # behind .jsonl and .txt; parquet is packed inside
+KINDS = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file (.jsonl and .txt also with {' or '.join(PACKED)})"
 READ_BYTES = 1 << 20
 PARQUET_BATCH_ROWS = 64
+
+
+def kind_of(file: Path) -> str | None:
+    """One of SUFFIXES, what packs the file left out of its name; None for a file of another kind."""
+    suffixes = [suffix.lower() for suffix in file.suffixes[-2:]]
+    if suffixes and suffixes[-1] in PACKED:
+        return suffixes[0] if len(suffixes) == 2 and suffixes[0] in SUFFIXES[1:] else None
+    return suffixes[-1] if suffixes and suffixes[-1] in SUFFIXES else None
 
 
 def local_files(path: str, name: str) -> list[Path]:
     """Usable files at `path`, a file or a folder, sorted by their path; hidden ones and other kinds are left out."""
     place = Path(path).expanduser()
     if place.is_file():
-        if place.suffix.lower() not in SUFFIXES:
-            raise UserError(f"sources.{name}.path={path}: not a {', '.join(SUFFIXES)} file; convert it to one of them")
+        if kind_of(place) is None:
+            raise UserError(f"sources.{name}.path={path}: not a {KINDS}; convert it to one of them")
         return [place]
     if not place.is_dir():
         raise UserError(f"sources.{name}.path={path}: no such file or folder; give one that exists on this machine")
-    files = sorted(file for file in _visible_files(place) if file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in _visible_files(place) if kind_of(file) is not None)
     if not files:
-        raise UserError(f"sources.{name}.path={path}: holds no {', '.join(SUFFIXES)} file; put text there or give another folder")
+        raise UserError(f"sources.{name}.path={path}: holds no {KINDS}; put text there or give another folder")
     if broken := next((file for file in files if not file.is_file()), None):
         raise UserError(f"{broken}: not a file, or a link to one that is gone; repair or remove it")
     return files
@@ -73,7 +86,7 @@ def files_identity(files: list[Path]) -> dict[str, Any]:
 
 def read_documents(file: Path, column: str) -> Iterator[str | None]:
     """Documents of one file; None for a missing value."""
-    match file.suffix.lower():
+    match kind_of(file):
         case ".parquet":
             yield from read_parquet(file, column)
         case ".jsonl":
@@ -113,9 +126,55 @@ def _text_of(value: Any, file: Path, row: int) -> str | None:
     return text
 
 
+def opened(file: Path) -> BinaryIO:
+    """The bytes of a file, unpacked if its name says that it is packed."""
+    codec = PACKED.get(file.suffix.lower())
+    return file.open("rb") if codec is None else io.BufferedReader(Unpacked(file, codec), READ_BYTES)
+
+
+class Unpacked(io.RawIOBase):
+    """What a packed file holds, in a stream. Several archives behind one another are one text, as gzip and zstd take them."""
+
+    def __init__(self, file: Path, codec: str) -> None:
+        import pyarrow as pa
+
+        self.file, self.codec, self.position = file, codec, 0
+        self.damages = (pa.ArrowInvalid, OSError)
+        self.packed = file.open("rb")
+        self.stream = pa.CompressedInputStream(pa.PythonFile(self.packed, mode="r"), codec)
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Unpack into `buffer`. Raises UserError with the place where the archive cannot be unpacked further."""
+        try:
+            data = self.stream.read(len(buffer))
+            if not data and not self.packed.tell():
+                raise self.damages[0]("the file is empty")  # an archive of nothing is not
+        except self.damages as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            why = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"{self.file}: not readable as {self.codec} after {self.position:,} bytes of its text, damaged or cut off ({why}); copy or make it again"
+            ) from None
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if not self.closed:
+            self.stream.close()
+            self.packed.close()
+        super().close()
+
+
 def read_jsonl(file: Path, column: str) -> Iterator[str | None]:
     """The value of one key of every line; empty lines are passed over."""
-    with file.open("rb") as lines:
+    with opened(file) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -140,7 +199,7 @@ def read_txt(file: Path) -> Iterator[str | None]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     buffer = ""
     position = 0
-    with file.open("rb") as content:
+    with opened(file) as content:
         while True:
             data = content.read(READ_BYTES)
             waiting = len(decoder.getstate()[0])

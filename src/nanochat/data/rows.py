@@ -2,10 +2,12 @@
 
 `TokenRows` maps the tokens.bin files of one split into memory as one sequence of rows. `RowOrder` says which row a global
 counter means: a seeded permutation per epoch that is computed, never stored, so it costs no memory, can be entered
-anywhere, and does not depend on the number of ranks that share the work.
+anywhere, and does not depend on the number of ranks that share the work. `MixtureOrder` does the same with sources in given proportions.
 """
 
-from collections.abc import Sequence
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ class TokenRows:
         self.row_tokens: int = first["counts"]["row_tokens"]
         self.vocab_size: int = first["counts"]["vocab_size"]
         self.tokenizer_manifest_sha256: str = first["inputs"]["tokenizer"]
+        self.chunks = [(path.absolute().parent.name, int(manifest["counts"]["rows"])) for path, manifest in chosen]  # in the order of the rows
         self._files = []
         for path, manifest in chosen:
             if verify:
@@ -114,6 +117,82 @@ class RowOrder:
         for number in range(ROUNDS):
             left, right = right, left ^ (_mix(keys + right * GOLDEN + np.uint64(number)) & low)
         return (left << self._half_bits) | right
+
+
+class MixtureOrder:
+    """Which row each step of a global counter visits, where sources stand in given proportions, whatever their size.
+
+    In every block of 4,096 rows each source has its share, to the nearest row, at places that a seeded permutation of the block draws. A source's
+    own rows come in the order of a `RowOrder` of their own: each once, then each once more. Computed, never stored, as that is.
+    """
+
+    BLOCK = 4096
+
+    def __init__(self, chunks: Sequence[tuple[str, int]], weights: Mapping[str, float], seed: int = 0) -> None:
+        """`chunks`: (name, rows), where a name begins with that of its source and a dot."""
+        starts = np.cumsum([0, *(rows for _, rows in chunks)])
+        spans: dict[str, list[np.ndarray]] = {}
+        for (name, rows), start in zip(chunks, starts, strict=False):
+            spans.setdefault(name.partition(".")[0], []).append(np.arange(2, dtype=np.int64) * rows + start)
+        if set(spans) != set(weights):
+            raise UserError(f"weights: given for {', '.join(sorted(weights))}, the rows are of {', '.join(sorted(spans))}; give one for each")
+        self.names = sorted(weights)
+        self._spans = [np.array(spans[name]) for name in self.names]  # (first row, end) of each chunk
+        self.rows = [int((span[:, 1] - span[:, 0]).sum()) for span in self._spans]
+        if empty := [name for name, rows in zip(self.names, self.rows, strict=True) if not rows]:
+            raise UserError(f"weights: source {empty[0]} has no rows to draw; give it text or leave it out")
+        self._shares = _shares([weights[name] for name in self.names], self.BLOCK)
+        if lost := [name for name, share in zip(self.names, self._shares, strict=True) if not share]:
+            raise UserError(f"weights.{lost[0]}={weights[lost[0]]}: less than one row in {self.BLOCK:,}; raise it or leave the source out")
+        self._block = RowOrder(self.BLOCK, seed)
+        self._orders = [RowOrder(rows, _seed_of(seed, name)) for name, rows in zip(self.names, self.rows, strict=True)]
+        self._source = np.repeat(np.arange(len(self.names)), self._shares)  # of each slot of a block, before they are drawn
+        self._layout = functools.lru_cache(maxsize=4)(self._draw)
+
+    def at(self, counter: np.ndarray | Sequence[int] | int) -> np.ndarray:
+        """Row of each counter."""
+        counters = np.asarray(counter, dtype=np.int64)
+        flat = counters.reshape(-1)
+        rows, blocks, places = np.empty(len(flat), dtype=np.int64), flat // self.BLOCK, flat % self.BLOCK
+        sources, ranks = np.empty(len(flat), dtype=np.int64), np.empty(len(flat), dtype=np.int64)
+        for block in np.unique(blocks):
+            here = blocks == block
+            source, rank = self._layout(int(block))
+            sources[here], ranks[here] = source[places[here]], rank[places[here]]
+        for number, (order, span) in enumerate(zip(self._orders, self._spans, strict=True)):
+            here = sources == number
+            drawn = order.at(blocks[here] * self._shares[number] + ranks[here])
+            ends = np.cumsum(span[:, 1] - span[:, 0])
+            chunk = np.searchsorted(ends, drawn, side="right")
+            rows[here] = drawn - ends[chunk] + span[chunk, 1]
+        return rows.reshape(counters.shape)
+
+    def _draw(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """(source, how many rows of it came before in this block) at each place of a block."""
+        source = self._source[self._block.at(np.arange(block * self.BLOCK, (block + 1) * self.BLOCK))]
+        rank = np.empty(self.BLOCK, dtype=np.int64)
+        rank[np.argsort(source, kind="stable")] = np.concatenate([np.arange(share) for share in self._shares])
+        return source, rank
+
+    def drawn(self, count: int) -> dict[str, int]:
+        """Rows of each source among the first `count`."""
+        whole = count // self.BLOCK
+        rest = self._layout(whole)[0][: count % self.BLOCK]
+        found = np.bincount(rest, minlength=len(self.names))
+        return {name: int(whole * self._shares[number] + found[number]) for number, name in enumerate(self.names)}
+
+
+def _shares(weights: Sequence[float], total: int) -> np.ndarray:
+    """Whole numbers in the proportion of the weights that add up to `total` (largest remainders)."""
+    exact = np.array(weights) / sum(weights) * total
+    shares = np.floor(exact).astype(np.int64)
+    shares[np.argsort(shares - exact, kind="stable")[: total - shares.sum()]] += 1
+    return shares
+
+
+def _seed_of(seed: int, name: str) -> int:
+    """A seed for each source, which other sources do not change."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest())
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

@@ -215,10 +215,11 @@ def _records(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 class Shards:
-    """Parquet files with one column, text; each takes its final name only when it is complete."""
+    """Parquet files with one column, text; each takes its final name only when it is complete. Without documents there are none."""
 
-    def __init__(self, folder: Path, pattern: str, *, shard_bytes: int | None = SHARD_BYTES) -> None:
+    def __init__(self, folder: Path, pattern: str, *, shard_bytes: int | None = SHARD_BYTES, at_least_one: bool = False) -> None:
         self.folder, self.pattern, self.shard_bytes = folder, pattern, shard_bytes
+        self.at_least_one = at_least_one  # a file without rows, where there are no documents
         self.names: list[str] = []
         self.rows: list[bytes] = []
         self.bytes = 0  # of text in this shard
@@ -231,6 +232,8 @@ class Shards:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
+            if self.at_least_one and not self.names:
+                self._open()
             self._close()
         else:
             self.stack.__exit__(kind, error, trace)

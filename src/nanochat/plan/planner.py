@@ -16,10 +16,17 @@ from nanochat.plan.estimate import Attempts, Machine, attempts, training_duratio
 from nanochat.plan.machine import Facts
 from nanochat.plan.rates import Rate, rate_for, read_rates
 from nanochat.plan.texts import download, text_bytes
-from nanochat.plan.work import TRAINING, Training, Works, evaluation_s, token_file_bytes, tokenize_s, tokenizer_s
+from nanochat.plan.work import PACKED_SHARE, TRAINING, Training, Works, evaluation_s, judge_s, token_file_bytes, tokenize_s, tokenizer_s, write_text_s
 
 UNLIMITED_MIN = 7 * 24 * 60  # a `runtime` that stops nobody, for machines without a time limit
-STAGE_OF_RULE = {"fetch_part": "fetch", "fetch_local": "fetch", "tokenizer_train": "tokenizer", "evaluate_task": "evaluate", "report_write": "report"}
+STAGE_OF_RULE = {
+    "fetch_part": "fetch",
+    "fetch_local": "fetch",
+    "prepare_judge": "prepare",
+    "tokenizer_train": "tokenizer",
+    "evaluate_task": "evaluate",
+    "report_write": "report",
+}
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ class Planner:
         stage = STAGE_OF_RULE.get(rule, rule)
         if stage in TRAINING:
             return self._training(stage, wildcards["run"])
-        kinds = {"evaluate": self._evaluation, "tokenizer": self._tokenizer, "tokenize": self._tokenize, "fetch": self._fetch}
+        kinds = {"evaluate": self._evaluation, "tokenizer": self._tokenizer, "tokenize": self._tokenize, "prepare": self._prepare, "fetch": self._fetch}
         return kinds[stage](wildcards) if stage in kinds else Estimate(stage, "", seconds=10.0)
 
     def _training(self, stage: str, run: str) -> Estimate:
@@ -158,6 +165,18 @@ class Planner:
         vocab_size = self.experiment.tokenizers[wildcards["tokenizer"]].vocab_size
         disk = token_file_bytes(size, vocab_size)
         return Estimate("tokenize", "", seconds=tokenize_s(size, self.machine("tokenize")), disk_bytes=disk, rate="assumed")
+
+    def _prepare(self, wildcards: Mapping[str, str]) -> Estimate:
+        every = self.chunks(wildcards["corpus"])
+        chunks = [every[wildcards["chunk"]]] if "chunk" in wildcards else list(every.values())
+        sizes = [self._text(chunk.source, chunk.part, chunk.split) for chunk in chunks]
+        if any(size is None for size in sizes):
+            return Estimate("prepare", "", why_unknown="how much text there is shows when it has been fetched")
+        size = sum(size or 0 for size in sizes)
+        if "chunk" in wildcards:
+            seconds = write_text_s(size, self.machine("prepare"))
+            return Estimate("prepare", "", seconds=seconds, disk_bytes=round(size * PACKED_SHARE), rate="assumed")
+        return Estimate("prepare", "", seconds=judge_s(size, self.machine("prepare_judge")), disk_bytes=0, rate="assumed")
 
     def _fetch(self, wildcards: Mapping[str, str]) -> Estimate:
         name, part = wildcards["source"], wildcards["part"]

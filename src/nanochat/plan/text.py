@@ -6,7 +6,7 @@ from typing import Any
 from nanochat.hardware import GIB
 from nanochat.plan.summary import Plan, Planned, fetches
 
-GROUPED = ("fetch", "tokenize", "evaluate")  # stages of many similar jobs
+GROUPED = ("fetch", "prepare", "tokenize", "evaluate")  # stages of many similar jobs
 HEADINGS = ("run", "stage", "jobs", "hours", "GPUs", "GPU-hours", "price", "restarts", "disk")
 
 

@@ -20,6 +20,9 @@ DECODE_S_PER_LAYER = 5e-4
 INFERENCE_UTILISATION = 0.3  # of the peak, in scoring whole rows; assumption
 BPB_ROWS = 4096  # rows of a validation shard that bits per byte reads without a limit; assumption
 CHARS_PER_S_TRAINING = 2e7  # of a vocabulary; published: 2e9 characters in 70 to 90 s
+JUDGED_CHARS_PER_S_AND_THREAD = 1.5e6  # of filtering text; measured: 1.6e6 to 2.3e6 on busy cores, without `languages`, which takes about 1 ms a document
+WRITTEN_CHARS_PER_S = 3e7  # of writing what is left of it; measured: 5e7
+PACKED_SHARE = 0.45  # of text in parquet, of its bytes; measured: 0.37, more where documents are short
 CHARS_PER_S_AND_THREAD = 2e6  # of encoding and packing; measured: 4e6 on two cores, less with many threads
 
 
@@ -123,6 +126,16 @@ def evaluation_s(config: ModelConfig, read: int, made: int, batch_rows: int, mac
 def tokenizer_s(chars: float, machine: Machine) -> float:
     """Seconds of training and measuring a vocabulary."""
     return machine.start_up_s + chars / CHARS_PER_S_TRAINING
+
+
+def judge_s(chars: float, machine: Machine) -> float:
+    """Seconds of judging the text of a corpus."""
+    return machine.start_up_s + chars / (JUDGED_CHARS_PER_S_AND_THREAD * machine.cores)
+
+
+def write_text_s(chars: float, machine: Machine) -> float:
+    """Seconds of writing what is left of a chunk."""
+    return machine.start_up_s + chars / WRITTEN_CHARS_PER_S
 
 
 def tokenize_s(chars: float, machine: Machine) -> float:

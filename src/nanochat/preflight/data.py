@@ -116,6 +116,8 @@ def _check_run(name: str, run: Run, works: Works, results: Path) -> Check:
         return problem(title, str(error))
     if not rows:
         return problem(title, "no rows to train on", f"give corpora.{run.corpus} more text, or a smaller sequence_len")
+    if weights := experiment.corpora[run.corpus].weights:
+        return _check_mixture(title, needed, weights, paths, row_tokens)
     epochs, there = needed / (rows * row_tokens), f"{needed / 1e6:,.1f} million needed, {rows * row_tokens / 1e6:,.1f} million there"
     if epochs > 1:
         return warning(
@@ -124,3 +126,18 @@ def _check_run(name: str, run: Run, works: Works, results: Path) -> Check:
             f"to see none twice, add text to corpora.{run.corpus} or shorten base_train.horizon",
         )
     return ok(title, there)
+
+
+def _check_mixture(title: str, needed: int, weights: Mapping[str, float], paths: Sequence[Path], row_tokens: int) -> Check:
+    """How often each source of a mixture is seen."""
+    there = dict.fromkeys(weights, 0)
+    for path in paths:
+        there[path.parent.name.partition(".")[0]] += read_manifest(path, stage="tokenize")["counts"]["rows"] * row_tokens
+    if empty := [name for name, tokens in there.items() if not tokens]:
+        return problem(title, f"no rows of source {empty[0]}, which has a weight", "give it more text, or leave it out")
+    seen = {name: needed * weight / sum(weights.values()) / there[name] for name, weight in weights.items()}
+    words = f"{needed / 1e6:,.1f} million needed; " + ", ".join(f"{name} is seen {epochs:.2f} times" for name, epochs in seen.items())
+    if max(seen.values()) > 1:
+        most = max(seen, key=lambda name: seen[name])
+        return warning(title, words, f"to see none twice, add text to {most}, lower its weight or shorten base_train.horizon")
+    return ok(title, words)

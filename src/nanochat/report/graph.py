@@ -7,7 +7,7 @@ from html import escape
 from nanochat.config import PHASES, STAGE_OF_PHASE
 from nanochat.report.inputs import Artifact, Inputs, Score, Training
 
-COLUMNS = ("sources", "tokenizer", "tokens", "BASE", "MID", "SFT", "RL", "scores")
+COLUMNS = ("sources", "prepared", "tokenizer", "tokens", "BASE", "MID", "SFT", "RL", "scores")
 WIDTH, HEIGHT, GAP_X, GAP_Y, TOP = 142, 38, 36, 10, 26  # of a node, between nodes, and above the first; in SVG units
 TITLE_CHARS = 19
 
@@ -34,7 +34,7 @@ class Graph:
 def build(inputs: Inputs) -> Graph:
     """The graph of every manifest and score of a report."""
     members: dict[str, list[Artifact]] = {}
-    for item in (*inputs.sources, *inputs.tokenizers, *inputs.tokens, *inputs.trainings):
+    for item in (*inputs.sources, *inputs.text, *inputs.tokenizers, *inputs.tokens, *inputs.trainings):
         if item.finished:
             members.setdefault(_key(item), []).append(item)
     owner = {item.sha256: key for key, items in members.items() for item in items}
@@ -43,6 +43,8 @@ def build(inputs: Inputs) -> Graph:
     for key, items in members.items():
         for item in items:
             for name, digest in item.inputs.items():
+                if owner.get(digest) == key:  # a chunk of prepared text reads the judgement
+                    continue
                 if digest in owner:
                     edges.append((owner[digest], key))
                 elif sentence := _unexplained(inputs, item, name, digest):
@@ -82,6 +84,8 @@ def _score_groups(scores: Iterable[Score]) -> dict[tuple[str, str], list[Score]]
 
 def _key(item: Artifact) -> str:
     folder = item.path.parent
+    if item.stage == "prepare":  # the judgement of a corpus and its chunks are one
+        return f"prepare {folder.name if 'chunks' in (item.manifest or {}).get('config', {}) else folder.parent.name}"
     if item.stage in ("fetch", "tokenize"):
         return f"{item.stage} {folder.parent.name}"
     return f"{item.stage} {item.run if isinstance(item, Training) else folder.name}"
@@ -91,10 +95,12 @@ def _node(key: str, items: list[Artifact]) -> Node:
     stage, name = key.split(" ", 1)
     if stage == "fetch":
         return Node(key, 0, name, f"{len(items)} parts" if len(items) > 1 else f"{items[0].sha256}"[:12])
+    if stage == "prepare":
+        return Node(key, 1, name, f"{len(items) - 1} chunks")
     if stage == "tokenizer":
-        return Node(key, 1, name, f"{items[0].sha256}"[:12])
+        return Node(key, 2, name, f"{items[0].sha256}"[:12])
     if stage == "tokenize":
-        return Node(key, 2, name, f"{len(items)} chunks")
+        return Node(key, 3, name, f"{len(items)} chunks")
     phase = next(phase for phase in PHASES if STAGE_OF_PHASE[phase] == stage)
     return Node(key, COLUMNS.index(phase.upper()), name, f"{items[0].sha256}"[:12])
 

@@ -102,6 +102,7 @@ class Inputs:
     tokenizers: tuple[Artifact, ...]
     tokens: tuple[Artifact, ...]
     sources: tuple[Artifact, ...]
+    text: tuple[Artifact, ...]  # prepared: the judgement of a corpus, and its chunks
     missing: tuple[Missing, ...]
     evaluations: dict[str, dict[str, Any]]  # tokenizer name -> evaluation.json
 
@@ -130,6 +131,7 @@ def read_inputs(
     tokenizers: Sequence[Path],
     tokens: Sequence[Path],
     sources: Sequence[Path],
+    text: Sequence[Path] = (),
     runs: Sequence[str],
 ) -> Inputs:
     """Read every file. `runs` names the runs to show; empty: all. A wrong or damaged file is a UserError."""
@@ -147,6 +149,7 @@ def read_inputs(
         tokenizers=read_tokenizers,
         tokens=_artifacts(tokens, "tokenize", missing),
         sources=_artifacts(sources, "fetch", missing),
+        text=_artifacts(text, "prepare", missing),
         missing=tuple(missing),
         evaluations={item.path.parent.name: json_beside(item.path.parent, "evaluation.json", {}) for item in read_tokenizers},
     )

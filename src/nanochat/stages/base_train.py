@@ -12,6 +12,7 @@ by hand: nanochat base_train --config '{"recipe": "compact-2026-11", "depth": 4}
          What is finished for the same config and inputs is not trained again: delete its folder for that.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from nanochat.config import BaseTrainStage, dump, identity, resolve_base_train
 from nanochat.data.rows import TOKENS_FILE, TokenRows
 from nanochat.errors import UserError
 from nanochat.model.gpt import GPT
+from nanochat.runtime import log
 from nanochat.stages.common import add_training_flags, read_stage_config, stage_parser
 from nanochat.stages.samples import TEXT_PROMPTS, Sampler
 from nanochat.stages.training import Work, accelerator_bytes, finish, session, train, validation_hook, verify_files
@@ -60,7 +62,10 @@ def main(arguments: list[str]) -> None:
         plan = plan_base_train(resolved, shape, ranks=runtime.world_size, memory_bytes=accelerator_bytes(runtime))
         model = GPT(config, dtype=runtime.dtype, generator=torch.Generator().manual_seed(section.seed)).to(runtime.device)
         optimizer = build_optimizer(model, plan, runtime)
-        batches = TextBatches(rows, rows_per_step=plan.rows_per_step, seed=section.seed)
+        batches = TextBatches(rows, rows_per_step=plan.rows_per_step, seed=section.seed, weights=section.weights)
+        source_epochs = batches.epochs(plan.steps)
+        say_epochs(source_epochs, section.weights)
+        mixture = {"source_epochs": {name: round(count, 4) for name, count in source_epochs.items()}} if source_epochs else {}
         # the rows that evaluation takes for the same limit: the two figures can be compared
         chosen = np.array(sample_indices(len(held_out), section.validation_rows, 0))
         validate = validation_hook(model, runtime, lambda places: next_token_pairs(held_out.rows(chosen[places])), len(chosen), tokenizer.token_bytes())
@@ -69,10 +74,17 @@ def main(arguments: list[str]) -> None:
         finish(
             *(current, model, plan, counters),
             description={"phase": "base", "tokenizer_sha256": tokenizer.sha256, "training": plan.to_dict()},
-            counts={"rows": len(rows), "validation_rows": len(chosen), "epochs": round(plan.steps * plan.rows_per_step / len(rows), 4)},
+            counts={"rows": len(rows), "validation_rows": len(chosen), "epochs": round(plan.steps * plan.rows_per_step / len(rows), 4), **mixture},
             sampler=sampler,
             optimizer=optimizer,
         )
+
+
+def say_epochs(epochs: Mapping[str, float], weights: Mapping[str, float]) -> None:
+    """Say how often each source of a mixture will be seen; a small one is repeated."""
+    for name, count in epochs.items():
+        repeated = ": repeated, its rows are seen several times" if count > 1 else ""
+        log(f"source {name}: {weights[name] / sum(weights.values()):.1%} of the training, {count:.2f} epochs{repeated}")
 
 
 def named_chunks(manifests: list[Path]) -> dict[str, Path]:

@@ -31,6 +31,7 @@ def parser() -> StageParser:
         ("tokenizers", "manifests of tokenizers"),
         ("tokens", "manifests of token chunks"),
         ("sources", "manifests of fetched sources"),
+        ("text", "manifests of prepared text"),
     ):
         flags.add_argument(f"--{name}", type=Path, nargs="*", default=[], metavar="FILE", help=what)
     flags.add_argument("--markdown", type=Path, required=True, metavar="OUT", help="report.md to write")
@@ -48,6 +49,7 @@ def main(arguments: list[str]) -> None:
         tokenizers=given.tokenizers,
         tokens=given.tokens,
         sources=given.sources,
+        text=given.text,
         runs=config.runs,
     )
     document = build_document(inputs, config)

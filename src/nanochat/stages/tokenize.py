@@ -1,6 +1,6 @@
 """Turn fetched text into packed rows of token ids, ready to be memory-mapped by the trainer.
 
-reads   --text: fetch manifest of one part of a source; the config's split says which of its files
+reads   --text: manifest of one part of a source as it was fetched, or of one prepared chunk; the config's split says which of its files
         --tokenizer: manifest of stage tokenizer
 writes  tokens.bin: rows of sequence_len + 1 ids (uint16 up to 65,536 entries, else uint32), each beginning with <|bos|>;
         config.json, provenance.json, and manifest.json last, all in one folder
@@ -14,18 +14,11 @@ by hand: nanochat tokenize --config '{"sequence_len": 512, "split": "train"}' --
 """
 
 import functools
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from argparse import Namespace
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,6 +32,7 @@ from nanochat.data.rows import DTYPES, TOKENS_FILE, token_dtype
 from nanochat.errors import UserError
 from nanochat.runtime import log
 from nanochat.stages.common import attempt_at, positive_int, read_stage_config, stage_parser
+from nanochat.stages.workers import in_order
 from nanochat.tokenizer import Tokenizer
 
 BUFFER_TOKENS = 1 << 26  # packed together: more choice than 1,000 documents give, in about 0.5 GB of memory
@@ -111,23 +105,7 @@ def _encode(files: list[Path], tokenizer_manifest: Path, dtype: str, workers: in
     """Every row group, encoded, in order. At most two per worker wait to be taken, so memory is bounded."""
     tasks = [(file, index, tokenizer_manifest, dtype) for file in files for index in range(row_groups(file))]
     workers = min(workers, len(tasks), 1 + sum(file.stat().st_size for file in files) // WORKER_FILE_BYTES)
-    if workers == 1:
-        yield from (encode_row_group(*task) for task in tasks)
-        return
-    # spawn: a fork would copy the locks of pyarrow's threads in whatever state they are
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_follow_parent) as pool:
-        pending: deque[Future[Encoded]] = deque()
-        try:
-            for task in tasks:
-                pending.append(pool.submit(encode_row_group, *task))
-                if len(pending) >= 2 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        except BrokenProcessPool:
-            raise UserError(f"--workers={workers}: a worker was killed, most likely for want of memory; use fewer workers or more memory") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+    yield from in_order(encode_row_group, tasks, workers)
 
 
 def encode_row_group(file: Path, index: int, tokenizer_manifest: Path, dtype: str) -> Encoded:
@@ -141,19 +119,6 @@ def encode_row_group(file: Path, index: int, tokenizer_manifest: Path, dtype: st
 @functools.cache
 def _tokenizer(manifest: Path) -> Tokenizer:
     return Tokenizer.load(manifest)
-
-
-def _follow_parent() -> None:
-    """In a worker: leave ctrl-C to the stage, and end when the stage is killed instead of waiting for tasks for ever."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 # --- packing and writing ---------------------------------------------------------------------------------------------

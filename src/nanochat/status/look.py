@@ -15,6 +15,7 @@ from nanochat.status.stages import STALLED_AFTER_S, STATES, TRAINING, StageFiles
 
 ENDED = ("stopped", "interrupted", "failed")
 SPOKEN = re.compile(r"nanochat(?: \w+)?: (.*)")
+CHUNKED = ("prepare", "tokenize")  # stages of which a corpus has many, shown as one
 LOG_TAIL_BYTES = 8192
 
 
@@ -42,7 +43,7 @@ class Line:
     loss: float | None = None
     val_bpb: float | None = None
     log: str | None = None
-    chunks: dict[str, int] | None = None  # of stage tokenize: how many in which state
+    chunks: dict[str, int] | None = None  # of stages prepare and tokenize: how many in which state
     heartbeat: dict[str, Any] | None = None  # as it was written
 
     @property
@@ -162,7 +163,8 @@ def _text(value: Any) -> str | None:
 
 def _log(results: Path, files: StageFiles) -> Path | None:
     """The log that the workflow keeps of a stage; None where it was run by hand."""
-    name = f"{files.run}/{files.folder.name}.log" if files.stage == "tokenize" else f"{files.run}.log"
+    is_chunk = files.stage in CHUNKED and files.folder.name != files.run
+    name = f"{files.run}/{files.folder.name}.log" if is_chunk else f"{files.run}.log"
     log = results.parent / "logs" / files.stage / name
     return log if log.is_file() else None
 
@@ -186,7 +188,7 @@ def _by_corpus(lines: list[Line]) -> list[Line]:
     merged: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
         merged.setdefault((line.run, line.stage), []).append(line)
-    return [_one(group) if group[0].stage == "tokenize" else group[0] for group in merged.values()]
+    return [_one(group) if group[0].stage in CHUNKED else group[0] for group in merged.values()]
 
 
 def _one(group: list[Line]) -> Line:

@@ -98,6 +98,8 @@ def _of_runs(results: Path, damaged: list[str]) -> Iterator[tuple[str, str, Path
 def _shared(results: Path, damaged: list[str]) -> Iterator[tuple[str, str, Path]]:
     for tokenizer in folders(results / "tokenizers", damaged):
         yield tokenizer.name, "tokenizer", tokenizer
+    for corpus in folders(results / "text", damaged):
+        yield from ((corpus.name, "prepare", folder) for folder in (corpus, *folders(corpus, damaged)) if folder.name != "resume")
     for pair in folders(results / "tokens", damaged):
         yield from ((pair.name, "tokenize", chunk) for chunk in folders(pair, damaged))
 

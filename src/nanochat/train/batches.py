@@ -4,11 +4,11 @@ The global counter step x rows_per_step + position goes through a seeded permuta
 the seed alone, not on ranks, micro-batches or interruptions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from nanochat.data.rows import RowOrder, TokenRows
+from nanochat.data.rows import MixtureOrder, RowOrder, TokenRows
 from nanochat.train.conversations import PackedRows
 from nanochat.train.update import Rows
 
@@ -19,10 +19,18 @@ def next_token_pairs(rows: Rows) -> tuple[Rows, Rows]:
 
 
 class TextBatches:
-    """Packed text: every token is a target."""
+    """Packed text: every token is a target. With `weights` its sources stand in these proportions, else each row is visited once an epoch."""
 
-    def __init__(self, source: TokenRows, *, rows_per_step: int, seed: int) -> None:
-        self.source, self.rows_per_step, self.order = source, rows_per_step, RowOrder(len(source), seed)
+    def __init__(self, source: TokenRows, *, rows_per_step: int, seed: int, weights: Mapping[str, float] | None = None) -> None:
+        self.source, self.rows_per_step = source, rows_per_step
+        self.order: RowOrder | MixtureOrder = MixtureOrder(source.chunks, weights, seed) if weights else RowOrder(len(source), seed)
+
+    def epochs(self, steps: int) -> dict[str, float]:
+        """How often each source is seen in so many steps; nothing without weights."""
+        if not isinstance(self.order, MixtureOrder):
+            return {}
+        drawn = self.order.drawn(steps * self.rows_per_step)
+        return {name: drawn[name] / rows for name, rows in zip(self.order.names, self.order.rows, strict=True)}
 
     def rows(self, step: int, positions: Sequence[int]) -> tuple[Rows, Rows]:
         """Inputs and targets at these positions of a step."""
