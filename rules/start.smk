@@ -40,7 +40,7 @@ def name_user() -> None:
     try:
         getpass.getuser()
     except (KeyError, OSError):
-        os.environ["USER"] = f"uid_{os.getuid()}"
+        os.environ.update(USER=f"uid_{os.getuid()}")
 
 
 def hold_folder() -> None:
