@@ -17,6 +17,7 @@ include: "rules/machine.smk"
 include: "rules/start.smk"
 
 refuse_files_of_others()
+name_user()
 EXPERIMENT = read_experiment(config)
 PLANNER = plan_on_this_machine()
 shell.prefix(shell_prefix())

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import getpass
 import json
 import os
 import signal
@@ -32,6 +33,14 @@ def refuse_files_of_others() -> None:
 def on_slurm() -> bool:
     """Whether jobs are submitted to a cluster."""
     return workflow.executor_plugin is not None and workflow.executor_plugin.name == "slurm"
+
+
+def name_user() -> None:
+    """Give a user whom the machine does not know, as in a container, a name: snakemake ends without one."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ.update(USER=f"uid_{os.getuid()}")
 
 
 def hold_folder() -> None:

@@ -135,6 +135,20 @@ def test_a_new_result_begins_a_new_story(tmp_path: Path) -> None:
     assert attempt["steps"] == 4
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder away, which only root can")
+def test_the_commit_of_a_checkout_that_is_somebody_elses_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mounted folder in a container, one that a group shares; git itself refuses it where nobody has written safe.directory into a home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    for path in (tmp_path, tmp_path / ".git"):
+        os.chown(path, 12345, 12345)
+    assert "dubious ownership" in subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stderr
+    assert artifacts.git_state(tmp_path)["commit"] == commit
+
+
 def test_a_second_writer_is_refused_with_the_owner_and_a_dead_one_frees_the_folder(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom nanochat.artifacts import exclusive\n"

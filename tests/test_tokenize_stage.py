@@ -2,7 +2,9 @@
 
 import json
 import os
+import time
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
@@ -158,6 +160,23 @@ def test_output_does_not_depend_on_workers_nor_on_earlier_runs(tmp_path: Path, t
     for name in ("tokens.bin", "manifest.json", "config.json"):
         assert (alone.parent / name).read_bytes() == (shared.parent / name).read_bytes() == (again.parent / name).read_bytes()
     assert json.loads((shared.parent / "provenance.json").read_text())["attempts"][0]["workers"] == 2
+
+
+def test_a_worker_is_as_fast_as_tiktokens_own_loop(tmp_path: Path, vocabulary: Path) -> None:
+    """Reading, encoding and counting against encoding alone, in turn, in CPU time: 1.1 of it, since no list of ids is made."""
+    texts = [text for text in topics.values() if text]
+    file = fetched(tmp_path / "topics", {"train-00000.parquet": texts}, row_group=1024).parent / "train-00000.parquet"
+    encoding = Tokenizer.load(vocabulary)._encoding
+    loop, worker = [], []
+    for _ in range(7):
+        began = time.process_time()
+        for text in texts:
+            encoding.encode_ordinary(text)
+        between = time.process_time()
+        tokenize.encode_row_group(file, 0, vocabulary, "uint16")
+        loop.append(between - began)
+        worker.append(time.process_time() - between)
+    assert min(loop) / min(worker) > 0.9
 
 
 def test_small_buffers_lose_one_row_each_and_nothing_else(tmp_path: Path, text: Path, vocabulary: Path, monkeypatch: pytest.MonkeyPatch) -> None:

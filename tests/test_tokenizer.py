@@ -168,6 +168,20 @@ def test_documents_are_encoded_end_to_end() -> None:
     assert [len(array) for array in TOKENIZER.encode_documents([])] == [0, 0]
 
 
+def test_documents_get_the_ids_of_encode_whatever_they_hold() -> None:
+    odd = [
+        "<|bos|> a <|user_end|>",
+        "lone \ud800 surrogate",
+        "pair \ud83d\ude00",
+        "한글 🙂\r\n",
+        "\0",
+        "".join(CORPUS) * 60,
+        "x" * SEGMENT_CHARS + "\udc00 end",
+    ]
+    tokens, lengths = TOKENIZER.encode_documents(odd)
+    assert [part.tolist() for part in np.split(tokens, np.cumsum(lengths)[:-1])] == [TOKENIZER.encode(text) for text in odd]
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 

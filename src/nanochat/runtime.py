@@ -9,7 +9,9 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -49,6 +51,21 @@ def let_threads_sleep() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", OPENMP_SPINS)
+
+
+@contextlib.contextmanager
+def own_matplotlib() -> Iterator[None]:
+    """While figures are drawn, matplotlib's settings and its list of fonts lie in a folder that is deleted afterwards; enter it before matplotlib is loaded.
+
+    So neither a matplotlibrc of the user nor a home folder that is full or cannot be written changes a report, and nothing is left there.
+    """
+    with tempfile.TemporaryDirectory(prefix="nanochat-matplotlib-") as folder:
+        os.environ.setdefault("MPLCONFIGDIR", folder)
+        try:
+            yield
+        finally:
+            if os.environ.get("MPLCONFIGDIR") == folder:
+                del os.environ["MPLCONFIGDIR"]
 
 
 def under_torchrun() -> bool:

@@ -103,9 +103,18 @@ class Tokenizer:
 
     def encode_documents(self, texts: Iterable[str], dtype: Any = np.uint32) -> tuple[np.ndarray, np.ndarray]:
         """Ids of many texts, end to end in one array of `dtype`, and the number of ids of each text (int64)."""
-        ids = [np.asarray(self.encode(text), dtype=dtype) for text in texts]
+        ids = [self._encode_array(text) for text in texts]
         lengths = np.array([len(piece) for piece in ids], dtype=np.int64)
-        return (np.concatenate(ids) if ids else np.empty(0, dtype=dtype)), lengths
+        return (np.concatenate(ids, dtype=dtype) if ids else np.empty(0, dtype=dtype)), lengths
+
+    def _encode_array(self, text: str) -> np.ndarray:
+        """The ids of `encode`, as uint32: tiktoken hands them over without a Python list, whose making takes a tenth of the whole."""
+        if len(text) > SEGMENT_CHARS:
+            return np.concatenate([self._encode_array(segment) for segment in segments(text)])
+        try:
+            return self._encoding.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:  # lone surrogates, which only `encode_ordinary` replaces
+            return np.array(self.encode(text), dtype=np.uint32)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that `ids` stand for; a special token stands for its name."""

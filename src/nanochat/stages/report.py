@@ -17,7 +17,7 @@ from nanochat.config import Report
 from nanochat.report import render
 from nanochat.report.build import build_document
 from nanochat.report.inputs import read_inputs
-from nanochat.runtime import log
+from nanochat.runtime import log, own_matplotlib
 from nanochat.stages.common import StageParser, read_stage_config, stage_parser
 
 
@@ -52,7 +52,8 @@ def main(arguments: list[str]) -> None:
         text=given.text,
         runs=config.runs,
     )
-    document = build_document(inputs, config)
+    with own_matplotlib():
+        document = build_document(inputs, config)
     write_text(given.markdown, render.markdown(document))
     write_text(given.html, render.html(document))
     for item in inputs.missing:

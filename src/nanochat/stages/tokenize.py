@@ -4,7 +4,7 @@ reads   --text: manifest of one part of a source as it was fetched, or of one pr
         --tokenizer: manifest of stage tokenizer
 writes  tokens.bin: rows of sequence_len + 1 ids (uint16 up to 65,536 entries, else uint32), each beginning with <|bos|>;
         config.json, provenance.json, and manifest.json last, all in one folder
-resumes nothing: it starts again (about 20 MB of text per second and worker)
+resumes nothing: it starts again (about 14 MB of text per second and worker)
 
 The output does not depend on --workers. Documents are packed best-fit, up to 67 million tokens (a 250 MB shard) at a time;
 what is lost is the incomplete last row of each such portion, counted as cropped_tokens.
