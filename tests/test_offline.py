@@ -142,7 +142,7 @@ def test_without_one_of_its_data_sets_nothing_trains(fetched: Workspace, tmp_pat
     ]
     made, count = cut_off(workspace, tmp_path / "second", tool("snakemake"), "--cores", "2")
     assert made.returncode != 0 and count == 0
-    assert "openai/openai_humaneval at refs/convert/parquet: not here, and HF_HUB_OFFLINE forbids to fetch it; " in made.stderr
+    assert "openai/openai_humaneval/openai_humaneval/test: not here, and HF_HUB_OFFLINE forbids to fetch it; " in made.stderr
     assert "rule base_train" not in made.stdout + made.stderr and not workspace.path("results/d1").exists()
 
 
