@@ -14,8 +14,7 @@ WORKERS ?= 3
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
-# pip reads the lock as constraints: no version moves, and torch is never replaced by another build of itself. It compiles nothing:
-# Python does that for what is used, and the other thousands of files cost a minute.
+# pip reads the lock as constraints: no version moves, and torch is never replaced by another build of itself.
 .venv/installed: pyproject.toml envs/lock.txt
 	@for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11) ''; do \
 	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
@@ -27,7 +26,7 @@ help:
 	    rm -rf .venv; echo "make: $$python cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 2; \
 	fi
 	@echo "Installing into .venv (minutes the first time)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint envs/lock.txt --editable '.[dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint envs/lock.txt --editable '.[dev]'
 	@touch $@
 
 run: .venv/installed

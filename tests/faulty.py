@@ -132,4 +132,6 @@ if __name__ == "__main__":
     else:
         ranks.command = lambda rest: [sys.executable, *sys.argv[:3], *rest]
         supervisor.STUCK_GRACE_S, watch.RECENT_S = 1.0, 4.0
+        if name == "block_at_the_start":
+            supervisor.STOPPED_GRACE_S = 3.0
     cli.main(arguments)

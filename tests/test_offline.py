@@ -57,7 +57,6 @@ def environment(workspace: Workspace, home: Path, **more: str) -> dict[str, str]
     """Of a user who has no name, whose home is empty and who has set nothing."""
     foreign = re.compile("(HF_|XDG_|USER$|LOGNAME$|LNAME$|USERNAME$|MPLCONFIGDIR$|TORCH|TIKTOKEN|.*_proxy$)", re.IGNORECASE)
     plain = {name: value for name, value in workspace.environment().items() if not foreign.match(name)}
-    del plain["PYTHONDONTWRITEBYTECODE"]  # thirty processes would compile the same modules
     home.mkdir()
     # snakemake's SLURM plugin asks scontrol at each start, which looks for its controller in the DNS where it finds no file
     return {**plain, "HOME": str(home), "SLURM_CONF": os.devnull, **more}

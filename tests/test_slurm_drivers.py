@@ -166,11 +166,17 @@ Fates = dict[str, "Future[tuple[Driver, list[Driver]]]"]
 
 
 @pytest.fixture(scope="module")
-def fates(cluster: Cluster, finished: Workspace, trainings: object, second_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fates]:
-    """One training for each fate, all at the same time: the first driver, and those that came after it."""
+def fates(
+    cluster: Cluster, finished: Workspace, trainings: "dict[str, Future[Driver]]", second_home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fates]:
+    """One training for each fate, all at the same time: the first driver, and those that came after it.
+
+    They begin when the job that is to be preempted has been: SLURM may take a younger one besides.
+    """
     folder = tmp_path_factory.mktemp("fates")
 
     def suffer(name: str) -> tuple[Driver, list[Driver]]:
+        trainings["preempt"].exception()
         workspace = prepare(finished, (disk if name == "full disk" else folder) / name.replace(" ", "_"))
         share(workspace)
         words = folder / f"{name} 1.txt"

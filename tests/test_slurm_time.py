@@ -51,11 +51,14 @@ def test_an_outage_of_slurm_is_waited_for(own_cluster: Cluster, limited: object,
 
 
 def test_a_training_goes_through_three_time_limits(cluster: Cluster, limited: Limited, undisturbed: Workspace) -> None:
-    """Jobs of one minute: each stops in time, and the last one ends with the bytes of one long job."""
+    """Jobs of one minute: each stops in time, and the last one ends with the bytes of one long job.
+
+    Where the machine is so busy that a minute passes before the trainer has started, that job is one more.
+    """
     driver = limited.result()
-    jobs, ends = driver.jobs("base_train"), states(driver.workspace)
-    assert len(jobs) == len(ends) >= 4
+    jobs, ends = [cluster.state(job) for job in driver.jobs("base_train")], states(driver.workspace)
+    assert len(jobs) >= len(ends) >= 4
     assert ends == ["stopped"] * (len(ends) - 1) + ["finished"]
-    assert [cluster.state(job) for job in jobs] == ["FAILED"] * (len(jobs) - 1) + ["COMPLETED"]
-    assert history(driver.workspace).count("stopped (time limit)") == len(jobs) - 1
+    assert jobs[-1] == "COMPLETED" and [job for job in jobs[:-1] if job != "TIMEOUT"] == ["FAILED"] * (len(ends) - 1)
+    assert history(driver.workspace).count("stopped (time limit)") == len(ends) - 1
     assert weights(driver.workspace) == weights(undisturbed)

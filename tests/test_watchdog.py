@@ -131,6 +131,19 @@ def test_a_start_that_blocks_is_found_too(lab, tmp_path):
     assert found.code == 75 and "no progress for 8 s (limit 8 s), phase data" in found.said and "in verify_files" in found.said, found.said
 
 
+@pytest.mark.slow
+def test_a_start_that_blocks_can_be_stopped(lab, tmp_path):
+    """What waits for a network that is not there answers no signal."""
+    command = [sys.executable, str(FAULTY), "block_at_the_start", "0", *lab.base(tmp_path), "--startup-limit", "1000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (tmp_path / "provenance.json").exists():
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75 and "asked to stop and not heard for 3 s, phase data" in said and "in verify_files" in said, said
+
+
 def wait_for_steps(process: "subprocess.Popen[str]", folder: Path, steps: int) -> None:
     """Until so many updates are logged."""
     while process.poll() is None and logged_steps(folder) < steps:

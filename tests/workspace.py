@@ -62,7 +62,7 @@ class Workspace:
 
     def environment(self) -> dict[str, str]:
         """The environment in which the workspace's own code runs."""
-        return {**os.environ, "PYTHONPATH": str(self.path("src")), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"}
+        return {**os.environ, "PYTHONPATH": str(self.path("src")), "COLUMNS": "200"}
 
     def snakemake(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Run `snakemake ARGUMENTS` in the workspace."""

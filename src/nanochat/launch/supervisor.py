@@ -6,6 +6,7 @@ What ends a run, each with a sentence in the log:
     a rank has refused the request                                                      2
     a rank has saved and stopped                                                       75    the others are asked to stop too
     no progress for too long                                                           75    the stacks of all threads of all ranks first
+    asked to stop in a start-up that hears nothing, for a minute                       75    likewise
     a rank was ended by a signal, or another node is lost                              75
     anything else                                                      its own exit code
 """
@@ -154,6 +155,10 @@ class Judge:
             return Verdict(0, ask=True, grace_s=DONE_GRACE_S)
         self.watch.look(places, awake_s)
         self._say(places, awake_s)
+        is_starting = all(place.phase in START_UP for place in places.values())
+        if is_starting and self.asked.numbers and self.watch.quiet_s > STOPPED_GRACE_S:
+            sentence = f"asked to stop and not heard for {self.watch.quiet_s:.0f} s, {describe(places)}; nothing was trained yet, {GO_ON}"
+            return Verdict(STOPPED, sentence, stacks=True)
         if self.watch.is_stuck(places):
             where = describe(places)
             quiet, limit = self.watch.quiet_s, self.watch.limit_s(places)
