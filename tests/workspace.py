@@ -13,16 +13,10 @@ from typing import Any
 import warm
 import yaml
 
+from nanochat.plan.planner import STAGE_OF_RULE
+
 REPOSITORY = Path(__file__).parent.parent
 CHECKOUT = ("Snakefile", "README.md", "rules", "profiles", "slurm", "configs", "envs", "reports", "src")
-STAGE_OF_RULE = {  # others are called as their stage
-    "fetch_part": "fetch",
-    "fetch_local": "fetch",
-    "prepare_judge": "prepare",
-    "tokenizer_train": "tokenizer",
-    "evaluate_task": "evaluate",
-    "report_write": "report",
-}
 TARGETS = ("all", "fetch", "tokenizer", "tokens", "base", "mid", "sft", "evaluate", "report")  # rules that only name what others make
 
 

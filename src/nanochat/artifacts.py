@@ -111,6 +111,11 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not valid JSON ({error}); delete it and run the stage that makes it again") from None
 
 
+def lock_beside(path: Path, timeout: float = -1) -> FileLock:
+    """Lock of a file that several processes write or delete: `.NAME.lock` beside it. `timeout` in seconds, -1: wait for ever."""
+    return FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout)
+
+
 # --- manifests -------------------------------------------------------------------------------------------------------
 
 

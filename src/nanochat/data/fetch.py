@@ -15,6 +15,7 @@ from nanochat.artifacts import atomic_path, read_json, sha256_file, write_manife
 from nanochat.data import hub
 from nanochat.data.address import download_url
 from nanochat.data.lockfile import Lock
+from nanochat.data.parts import strays
 from nanochat.data.readers_chat import conversations
 from nanochat.data.readers_files import FILE_READERS
 from nanochat.data.readers_local import KINDS, files_identity, kind_of, local_files, read_documents
@@ -72,10 +73,7 @@ def check_rows(source: Source, rows: dict[str, int]) -> None:
 
 def _remove_strays(folder: Path, names: list[str], manifest: Path) -> None:
     """Delete what an earlier or killed fetch left: other shards, half files, raw files."""
-    keep = {*names, manifest.name, "config.json", "provenance.json", ".lock", ".owner.json"}
-    for stray in folder.iterdir():
-        if stray.name in keep or not (stray.suffix in (".parquet", ".jsonl", ".tiktoken") or stray.name.startswith(".")):
-            continue
+    for stray in strays(folder, [*names, manifest.name]):
         shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
 
 

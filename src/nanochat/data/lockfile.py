@@ -10,9 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from nanochat.artifacts import read_json, write_json
+from nanochat.artifacts import lock_beside, read_json, write_json
 from nanochat.errors import UserError
 from nanochat.runtime import log
 
@@ -60,7 +58,7 @@ class Lock:
     def _keep(self, place: Callable[[dict[str, Any]], dict[str, Any]], key: str, value: Any) -> Any:
         """Set a key unless it is set meanwhile; returns what stands there then."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+        with lock_beside(self.path):
             content = self._read()
             kept = place(content).setdefault(key, value)
             write_json(self.path, content)

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanochat.data.readers_local import kind_of, opened
+from nanochat.data.readers_local import PARQUET_BATCH_ROWS, kind_of, opened, opened_parquet
 from nanochat.errors import UserError
 
-BATCH_ROWS = 64
 ROLES = {"human": "user", "gpt": "assistant"}  # other names in use; the rest stay as they are
 Message = dict[str, str]
 
@@ -77,25 +76,18 @@ def _rows(file: Path, columns: list[str]) -> Iterator[tuple[str, Mapping[str, An
 
 
 def _parquet_rows(file: Path, columns: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     number = 0
     try:
-        with pq.ParquetFile(file) as table:
+        with opened_parquet(file) as table:
             names = table.schema_arrow.names
             if missing := [column for column in columns if column not in names]:
                 raise UserError(f"{file}: has no column {missing[0]!r}; set columns: to some of {', '.join(names)}")
-            for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=columns):
+            for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=columns):
                 for row in batch.to_pylist():
                     yield f"row {number}", row
                     number += 1
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: after row {number}: invalid UTF-8 at byte {error.start} of a text; repair or leave out the row") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise UserError(f"{file}: not readable as parquet, perhaps cut off ({' '.join(str(error).split())[:160]}); copy or make it again") from None
 
 
 def _jsonl_rows(file: Path, columns: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -6,17 +6,21 @@ What cannot be read is refused with the file and the place in it; what is left o
 """
 
 import codecs
+import contextlib
 import hashlib
 import io
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nanochat.artifacts import canonical_json, sha256_bytes, sha256_file
 from nanochat.data.text import MAX_DOCUMENT_CHARS, cut_at
 from nanochat.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 SUFFIXES = (".parquet", ".jsonl", ".txt")
 PACKED = {".gz": "gzip", ".zst": "zstd"}  # behind .jsonl and .txt; parquet is packed inside
@@ -98,20 +102,29 @@ def read_documents(file: Path, column: str) -> Iterator[str | None]:
 def read_parquet(file: Path, column: str) -> Iterator[str | None]:
     """Values of a string column, a few rows at a time."""
     import pyarrow as pa
+
+    with opened_parquet(file) as table:
+        if column not in table.schema_arrow.names:
+            raise UserError(f"{file}: has no column {column!r}; set column: to one of {', '.join(table.schema_arrow.names)}")
+        kind = table.schema_arrow.field(column).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise UserError(f"{file}: column {column!r} is of type {kind}; set column: to one that holds strings")
+        row = 0
+        for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=[column]):
+            for value in batch.column(0):
+                yield _text_of(value, file, row)
+                row += 1
+
+
+@contextlib.contextmanager
+def opened_parquet(file: Path) -> Iterator["pq.ParquetFile"]:
+    """A parquet file to be read in this block, which ends with a UserError where it is damaged."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(file) as table:
-            if column not in table.schema_arrow.names:
-                raise UserError(f"{file}: has no column {column!r}; set column: to one of {', '.join(table.schema_arrow.names)}")
-            kind = table.schema_arrow.field(column).type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                raise UserError(f"{file}: column {column!r} is of type {kind}; set column: to one that holds strings")
-            row = 0
-            for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=[column]):
-                for value in batch.column(0):
-                    yield _text_of(value, file, row)
-                    row += 1
+            yield table
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise

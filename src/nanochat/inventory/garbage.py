@@ -5,13 +5,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from nanochat.artifacts import exclusive
+from nanochat.artifacts import exclusive, lock_beside
+from nanochat.data.parts import DATA_SUFFIXES, MANIFEST, strays
 from nanochat.errors import UserError
 from nanochat.inventory.parts import (
-    DATA_SUFFIXES,
-    MANIFEST,
     RESOURCES,
     WHEEL_FOLDER,
     Experiments,
@@ -21,7 +20,6 @@ from nanochat.inventory.parts import (
     parts_here,
     size_on_disk,
     stated_files,
-    strays,
     wheel_names,
 )
 from nanochat.inventory.workflow import require_nobody_works
@@ -160,7 +158,7 @@ def _delete_part(item: Garbage) -> None:
 
 def _delete_wheel(path: Path) -> None:
     name = path.name.partition(".download-")[0].removeprefix(".")
-    with FileLock(path.with_name(f".{name}.lock"), timeout=0):  # as data/wheels.py holds it
+    with lock_beside(path.with_name(name), timeout=0):
         _remove(path)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from nanochat.artifacts import atomic_path, read_json, sha256_bytes
+from nanochat.data.parts import COMPANIONS, MANIFEST
 from nanochat.data.sources import WHEELS
 from nanochat.data.transfer import Transfer
 from nanochat.errors import UserError
@@ -24,7 +25,7 @@ from nanochat.inventory.archive import (
     total_bytes,
     writer,
 )
-from nanochat.inventory.parts import COMPANIONS, MANIFEST, RESOURCES, WHEEL_FOLDER, Experiments, Part, is_whole, parts_here, stated_files
+from nanochat.inventory.parts import RESOURCES, WHEEL_FOLDER, Experiments, Part, is_whole, parts_here, stated_files
 
 NAMED = 5  # how many of many are named in a sentence
 SPARE_BYTES = 10_000_000  # stay free

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nanochat import config
-from nanochat.artifacts import LOCK, OWNER, read_json, read_manifest
+from nanochat.artifacts import read_json, read_manifest
 from nanochat.config import Experiment
+from nanochat.data.parts import MANIFEST
 from nanochat.data.sources import SOURCES, WHEELS, Source
 from nanochat.errors import UserError
 from nanochat.preflight.needs import data_needs
@@ -19,10 +20,6 @@ from nanochat.status.holder import holder_of
 RESOURCES = "resources"
 WHEEL_FOLDER = "wheels"  # below resources/; no source
 DEFAULT = Path("config.yaml")
-MANIFEST = "manifest.json"
-COMPANIONS = ("config.json", "provenance.json")  # written beside the data, of no manifest
-KEPT_NAMES = (MANIFEST, *COMPANIONS, LOCK, OWNER)
-DATA_SUFFIXES = (".parquet", ".jsonl", ".tiktoken")
 FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a data file: no folder, not hidden
 PART = re.compile(r"all|validation|train-\d+")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -181,12 +178,6 @@ def fault_of(part: Part, root: Path = Path()) -> str | None:
     except UserError as error:
         return str(error).partition("; ")[0]
     return None
-
-
-def strays(folder: Path, names: Iterable[str]) -> list[Path]:
-    """What an earlier or killed fetch has left in a part that is whole: other shards, half files, raw files. Files of the user's own are none."""
-    known = {*names, *KEPT_NAMES}
-    return sorted(path for path in folder.iterdir() if path.name not in known and (path.suffix in DATA_SUFFIXES or path.name.startswith(".")))
 
 
 def size_on_disk(path: Path) -> int:

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from nanochat.artifacts import atomic_path, exclusive, read_json, sha256_bytes, write_json
+from nanochat.artifacts import atomic_path, exclusive, lock_beside, read_json, sha256_bytes, write_json
+from nanochat.data.parts import COMPANIONS, MANIFEST, strays
 from nanochat.data.transfer import Transfer
 from nanochat.errors import UserError
 from nanochat.inventory.archive import SOURCE_LOCK, Damaged, Index, Member, part_of, pieces_of, read_index, reader
 from nanochat.inventory.pack import SPARE_BYTES
-from nanochat.inventory.parts import COMPANIONS, MANIFEST, Part, Stated, files_of_manifest, in_use, strays
+from nanochat.inventory.parts import Part, Stated, files_of_manifest, in_use
 from nanochat.inventory.verify import what_is_wrong
 from nanochat.inventory.workflow import INCOMPLETE, METADATA, forget, require_checkout, require_nobody_works
 from nanochat.runtime import slurm_job_id
@@ -92,7 +91,7 @@ class _Todo:
     def write_lock(self) -> None:
         """Once it is known that there is no conflict, or that the archive decides."""
         if self.lock is not None:
-            with FileLock(self.root / f".{SOURCE_LOCK}.lock"):  # as a fetch holds it that writes an entry
+            with lock_beside(self.root / SOURCE_LOCK):
                 write_json(self.root / SOURCE_LOCK, self.lock)
 
     def look(self) -> None:

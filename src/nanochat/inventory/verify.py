@@ -6,15 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
-from nanochat.artifacts import HASH_CHUNK_BYTES, canonical_json, exclusive, read_json
+from nanochat.artifacts import HASH_CHUNK_BYTES, canonical_json, exclusive, lock_beside, read_json
+from nanochat.data.parts import MANIFEST, strays
 from nanochat.data.readers_local import local_files
 from nanochat.data.sources import WHEELS
 from nanochat.data.transfer import Transfer
 from nanochat.errors import UserError
 from nanochat.inventory.parts import (
-    MANIFEST,
     RESOURCES,
     WHEEL_FOLDER,
     Experiments,
@@ -23,7 +21,6 @@ from nanochat.inventory.parts import (
     in_use,
     is_whole,
     stated_files,
-    strays,
 )
 from nanochat.inventory.workflow import fetch, fetch_by_hand, require_checkout, require_nobody_works
 
@@ -149,7 +146,7 @@ def _remove(part: Part, files: Sequence[Path], *, anew: bool, root: Path) -> Non
 
 
 def _remove_wheel(file: Path) -> str:
-    with FileLock(file.with_name(f".{file.name}.lock")):  # as data/wheels.py holds it
+    with lock_beside(file):
         file.unlink(missing_ok=True)
     return f"{file}: removed; it is downloaded again when a source out of it is fetched"
 
