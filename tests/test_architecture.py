@@ -29,7 +29,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "status": UPPER - {"status", "report"} | {"model", "optim", "engine", "tokenizer", "data", "tasks", "launch", "progress"},
     "plan": UPPER - {"plan", "train"} | {"optim", "engine", "tokenizer", "runtime", "launch", "progress"},
     "preflight": UPPER - {"preflight", "plan", "train"} | {"optim", "engine", "tokenizer", "launch", "progress"},
-    "inventory": UPPER - {"inventory", "plan", "status", "preflight", "report"} | {"model", "optim", "engine", "tokenizer", "launch", "progress"},
+    "inventory": UPPER - {"inventory", "plan", "status", "preflight", "report"} | {"model", "optim", "engine", "launch", "progress"},
     "config": UPPER | {"model", "optim", "engine", "tokenizer", "runtime", "launch", "progress"},
     "history": BASIS | {"runtime", "progress"},
     "kept": BASIS | {"runtime", "progress"},

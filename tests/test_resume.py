@@ -1,5 +1,6 @@
 """Killed in any way and started again, a training stage ends with the same bytes. Everything runs through the real command line."""
 
+import contextlib
 import dataclasses
 import fcntl
 import functools
@@ -13,14 +14,16 @@ import signal
 import termios
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 from training_lab import Lab, final_bytes, logged_steps, metrics, run, run_until, start
 
-from nanochat.artifacts import read_manifest
+from nanochat.artifacts import canonical_json, read_manifest, sha256_bytes, write_json
 from nanochat.train.resume import ResumeFolder
+from nanochat.train.tensorfile import read_tensors
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +106,89 @@ def test_damage_to_both_slots_starts_again_aloud(tmp_path):
     assert step is None and "starting from the beginning" in said[-1]
 
 
-def test_state_of_other_work_is_discarded_aloud(tmp_path):
+BEFORE = {"stage": "base_train", "config": {"depth": 2, "optimizer": {"matrix_lr": 0.02}, "seed": 0}, "inputs": {"tokens.a": "1" * 64, "tokens.b": "2" * 64}}
+AFTER = {"stage": "base_train", "config": {"depth": 2, "optimizer": {"matrix_lr": 0.03}, "wide": True}, "inputs": {"tokens.a": "3" * 64, "tokenizer": "4" * 64}}
+
+
+def start_of(folder: Path, work: dict[str, Any]) -> tuple[ResumeFolder, int | None, list[str]]:
+    """A new process for this work: its folder, the step that it goes on from, and what it says."""
+    said: list[str] = []
+    resume = ResumeFolder(folder, json.dumps(work), said.append, work)
+    found = resume.newest()
+    return resume, (None if found is None else found.step), [line.removeprefix(f"{folder}/resume") for line in said]
+
+
+def test_state_of_other_work_is_put_aside_with_what_has_changed_and_taken_up_when_it_is_put_back(tmp_path):
+    first, *_ = start_of(tmp_path, BEFORE)
+    for step in (1, 2, 3):
+        first.save({"step": step}, {"weight": torch.full((10,), float(step))})
+    other, step, said = start_of(tmp_path, AFTER)
+    assert step is None
+    assert said[:-1] == [
+        ": optimizer.matrix_lr was 0.02, is 0.03",
+        ": seed was 0, is gone",
+        ": wide was not there, is true",
+        ": input tokenizer was not there",
+        ": input tokens.a is another: sha256 of its manifest was 111111111111, is 333333333333",
+        ": input tokens.b is gone",
+    ]
+    assert said[-1].startswith(": the state of step 3 was saved for another config or other inputs, put aside into") and "put back what has changed" in said[-1]
+    other.save({"step": 7}, {"weight": torch.full((10,), 7.0)})
+    assert start_of(tmp_path, AFTER)[1:] == (7, [])
+    again, step, said = start_of(tmp_path, BEFORE)
+    assert step == 3 and "/old: the state of step 3 belongs to this config and these inputs, taken up again" in said
+    assert read_tensors(again.tensors_path(again.last_saved))["weight"].tolist() == [3.0] * 10
+    assert start_of(tmp_path, AFTER)[1] == 7, "changed to and fro"
+
+
+def test_one_state_is_kept_aside_at_most(tmp_path):
+    for number in range(3):
+        resume, step, said = start_of(tmp_path, {**BEFORE, "config": {"seed": number}})
+        assert step is None
+        for step in (1, 2):
+            resume.save({"step": 10 * number + step}, {"weight": torch.zeros(10)})
+    assert "/old: the state of step 2 of still other work was kept here, deleted" in said
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2 + 1
+    assert start_of(tmp_path, {**BEFORE, "config": {"seed": 1}})[1] == 12
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 3, 4])
+def test_a_kill_while_state_is_put_aside_or_taken_up_loses_none(tmp_path, cut, monkeypatch):
+    """Every rename and deletion in turn is the last thing that a process does."""
+    first, *_ = start_of(tmp_path, BEFORE)
+    for step in (1, 2):
+        first.save({"step": step}, {"weight": torch.full((10,), float(step))})
+    for work, expected in ((AFTER, None), (BEFORE, 2), (AFTER, 5)):
+        left = [cut]
+
+        def dies(call, left=left):
+            def instead(*arguments, **keywords):
+                if left[0] == 0:
+                    raise KeyboardInterrupt
+                left[0] -= 1
+                return call(*arguments, **keywords)
+
+            return instead
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(Path, "replace", dies(Path.replace))
+            patch.setattr(Path, "unlink", dies(Path.unlink))
+            start_of(tmp_path, work)
+        resume, step, _ = start_of(tmp_path, work)
+        assert step == expected
+        if expected is None:
+            resume.save({"step": 5}, {"weight": torch.full((10,), 5.0)})
+
+
+def test_state_that_was_saved_before_changes_could_be_told_is_still_used(tmp_path):
     slots(tmp_path, 2)
+    for path in (tmp_path / "resume").glob("*.json"):
+        content = json.loads(path.read_text())
+        del content["work"], content["seal"]
+        write_json(path, {**content, "seal": sha256_bytes(canonical_json(content).encode())})
+    assert newest(tmp_path) == (2, [])
     step, said = newest(tmp_path, fingerprint="other")
-    assert step is None and "saved for another config or other inputs, discarded" in said[0]
+    assert step is None and "what has changed is not known" in said[0] and "put aside" in said[-1]
 
 
 def test_next_save_never_overwrites_the_slot_it_came_from(tmp_path):
@@ -254,10 +336,19 @@ def test_housekeeping_discards_nothing_and_a_finished_stage_stays_finished(lab, 
     assert "nothing to do" not in run(lab.base(copy, validation_rows=4, horizon={"steps": 2, "batch_tokens": 512}))
 
 
-def test_changed_config_discards_the_state_aloud(lab, copy):
+def test_changed_config_puts_the_state_aside_and_says_what_has_changed(lab, copy):
     said = run(lab.base(copy, horizon={"steps": 3, "batch_tokens": 512}))
-    assert "saved for another config or other inputs, discarded" in said and "resumed" not in said
-    assert [line["step"] for line in metrics(copy) if "loss" in line] == [1, 2, 3]
+    assert "resume: horizon.steps was 24, is 3" in said and "saved for another config or other inputs, put aside into" in said and "resumed" not in said
+    assert [line["step"] for line in metrics(copy) if "loss" in line] == [1, 2, 3] and not (copy / "resume").exists()
+
+
+def test_a_config_that_is_put_back_goes_on_with_the_same_bytes(lab, base, copy):
+    other = lab.base(copy, optimizer={"matrix_lr": 0.03}, horizon={"steps": 100_000, "batch_tokens": 512})
+    code, said = run_until(other, copy, 3)
+    assert code == -signal.SIGKILL and "optimizer.matrix_lr was 0.04, is 0.03" in said
+    said = run(lab.base(copy))
+    assert "taken up again" in said and "resumed at step" in said and "optimizer.matrix_lr was 0.03, is 0.04" in said
+    assert final_bytes(copy) == final_bytes(base)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ VERBS = {
     "chat_sft": ("nanochat.stages.chat_sft", "fine-tune on the assistant's tokens"),
     "evaluate": ("nanochat.stages.evaluate", "score one model on one task"),
     "report": ("nanochat.stages.report", "write the report from JSON files"),
-    "data": ("nanochat.inventory.command", "list, fetch, verify, pack, unpack and clear away what runs read"),
+    "data": ("nanochat.inventory.command", "list, fetch, verify, pack, unpack, show and clear away what runs read"),
     "plan": ("nanochat.plan.command", "say what a run would do and cost, before anything is spent"),
     "status": ("nanochat.status.status", "what every run is doing"),
     "runs": ("nanochat.status.runs", "what every attempt of every run cost"),

@@ -17,6 +17,8 @@ NOT_A_RUN = ("report", "text", "tokenizers", "tokens")  # folders of results/ th
 # rounding) no score depends on. They are handed to the stage and are no part of what it is: a change of them reruns and discards nothing.
 # micro_batch_rows is none of them: its rounding goes into the weights and grows. Nor is validation_rows: it decides what is held out.
 HOUSEKEEPING = ("validate_every", "sample_every", "save_every_s", "batch_rows")
+# Keys that came later: they are part of what a stage is only where they are not neutral, so that what was made before them stays what it is.
+LATER = ("on_bad_step",)
 Name = Annotated[str, Field(pattern=NAME, max_length=64)]
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 Count = Annotated[int, Field(ge=0, strict=True)]
@@ -223,6 +225,15 @@ class Horizon(Section):
         return self
 
 
+class OnBadStep(Section):
+    """What to do about a step that looks wrong. Bad steps are always said aloud, with the rows that they held (`nanochat data show`)."""
+
+    non_finite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is not finite; skip: no update, on to the next rows
+    spike: Literal["ignore", "skip", "stop"] = "ignore"  # a loss far above the recent ones; ignore: update all the same
+    sigma: Annotated[float, Field(gt=0)] = 6.0  # how far: so many standard deviations above the mean
+    history: Annotated[int, Field(ge=10, le=10_000, strict=True)] = 100  # of so many losses before it; until there are so many nothing is a spike
+
+
 class TrainCommon(Section):
     """Keys that every training stage has. Counts are in optimizer steps."""
 
@@ -231,6 +242,7 @@ class TrainCommon(Section):
     validation_rows: PositiveInt = 256
     sample_every: Count = 0  # 0: only at the end; a change of it reruns nothing
     save_every_s: Annotated[float, Field(gt=0)] = 600.0  # resume state, in seconds of wall time; a change of it reruns nothing
+    on_bad_step: OnBadStep = OnBadStep()  # saved state goes on after a change of it, as long as no step was met that it matters for
 
 
 class BaseTrain(TrainCommon):

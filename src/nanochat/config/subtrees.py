@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from nanochat.config.schema import (
     HOUSEKEEPING,
+    LATER,
     MAX_VOCAB,
     MIN_VOCAB,
     BaseTrain,
@@ -20,6 +21,7 @@ from nanochat.config.schema import (
     Section,
     Seed,
     TaskSettings,
+    TrainCommon,
     Tune,
     UserSource,
     Weight,
@@ -109,7 +111,8 @@ def dump(section: BaseModel) -> dict[str, Any]:
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """A stage's subtree, as received or resolved, without housekeeping: what decides its results, so what reruns and what resumes."""
-    return {key: value for key, value in config.items() if key not in HOUSEKEEPING}
+    neutral = {key: TrainCommon.model_fields[key].default.model_dump(mode="json") for key in LATER}
+    return {key: value for key, value in config.items() if key not in HOUSEKEEPING and not (key in neutral and value == neutral[key])}
 
 
 class Chunk(Section):

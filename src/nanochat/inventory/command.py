@@ -6,14 +6,16 @@
     pack      what the runs need into one archive: NAME.tar, or NAME.tar.zst to have it compressed
     unpack    an archive into resources/, every file compared with its hash
     gc        what no experiment needs; --delete deletes it
+    show      the text of rows of tokens, as the log of a training names those of a bad step
 
-reads   experiments, resources/ and, for gc, results/; never torch
-writes  list: nothing. fetch, verify --repair, unpack and gc --delete: resources/. pack: the archive. Always a file or a part as a whole
+reads   experiments, resources/ and, for gc and show, results/; never torch
+writes  list and show: nothing. fetch, verify --repair, unpack and gc --delete: resources/. pack: the archive. Always a file or a part as a whole
 
 by hand: nanochat data list --configfile configs/speedrun.yaml
          nanochat data verify --repair
          nanochat data pack /media/stick/data.tar --configfile configs/speedrun.yaml
          nanochat data unpack /media/stick/data.tar
+         nanochat data show results/d20/base_train 123 456
 """
 
 import json
@@ -47,7 +49,15 @@ EVERY = "config.yaml and all of configs/ are read too"
 def main(arguments: list[str]) -> None:
     """Do one of them."""
     flags = _parser().parse_args(arguments)
-    verbs: dict[str, Callable[[Namespace], None]] = {"list": _list, "fetch": _fetch, "verify": _verify, "pack": _pack, "unpack": _unpack, "gc": _gc}
+    verbs: dict[str, Callable[[Namespace], None]] = {
+        "list": _list,
+        "fetch": _fetch,
+        "verify": _verify,
+        "pack": _pack,
+        "unpack": _unpack,
+        "gc": _gc,
+        "show": _show,
+    }
     with printing():
         verbs[flags.verb](flags)
 
@@ -78,6 +88,10 @@ def _parser() -> Parser:
     unpacked.add_argument("--replace", action="store_true", help="take the archive's files where others, or damaged ones, are here")
     cleared = verb("gc", "say what no experiment needs", EVERY)
     cleared.add_argument("--delete", action="store_true", help="delete it")
+    read = verb("show", "the text of rows of tokens that a training reads", "")
+    read.add_argument("folder", type=Path, metavar="FOLDER", help="of a training, such as results/RUN/base_train, or of tokens")
+    read.add_argument("rows", type=int, nargs="+", metavar="ROW", help="numbers of rows, counted from 0 over all training chunks in their order")
+    read.add_argument("--json", action="store_true", help="for programs: one JSON object a row")
     return parser
 
 
@@ -189,3 +203,10 @@ def _gc(flags: Namespace) -> None:
     left = garbage.delete(found)
     _say([f"kept: {item.path}: in use since a moment ago" for item in left])
     _say([f"{len(found.garbage) - len(left)} deleted, {text.size(found.bytes - sum(item.bytes for item in left))}", read])
+
+
+def _show(flags: Namespace) -> None:
+    from nanochat.inventory import show
+
+    for row in show.rows(flags.folder, flags.rows):
+        _say([row.to_json()] if flags.json else row.lines())

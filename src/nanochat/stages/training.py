@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from nanochat import artifacts, kept, progress
+from nanochat.config import OnBadStep
 from nanochat.errors import Stopped, UserError
 from nanochat.eval.bpb import TextLoss, text_loss_of
 from nanochat.hardware import peak_flops
@@ -24,13 +25,14 @@ from nanochat.model.weights import DESCRIPTION, WEIGHTS, save_weights
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.runtime import Runtime, StopRequest, log, slurm_job_id
 from nanochat.stages.samples import Sampler
+from nanochat.train.batches import ConversationBatches, TextBatches
 from nanochat.train.loop import Counters, Settings, Trainer, Validation
 from nanochat.train.metrics import Heartbeat
 from nanochat.train.resume import FOLDER
 from nanochat.train.scaling import TrainingPlan
 from nanochat.train.state import optimizer_tensors
 from nanochat.train.tensorfile import write_tensors
-from nanochat.train.update import Batches, Rows, to_device
+from nanochat.train.update import Rows, to_device
 
 OPTIMIZER = "optimizer.safetensors"
 WORTH_SAYING_GB = 1.0
@@ -64,8 +66,9 @@ class Work:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Stamp of the resume state."""
-        return artifacts.fingerprint({"stage": self.stage, "config": self.config}, self.input_hashes)
+        """Stamp of the resume state. Without on_bad_step, which decides nothing until a bad step is met: resume.py looks at it."""
+        config = {key: value for key, value in self.config.items() if key != "on_bad_step"}
+        return artifacts.fingerprint({"stage": self.stage, "config": config}, self.input_hashes)
 
     def is_finished(self) -> bool:
         """Whether this very work is finished already, all files in place or taken back from where they were kept; says so."""
@@ -220,7 +223,7 @@ def train(
     model: GPT,
     optimizer: MuonAdamW,
     plan: TrainingPlan,
-    batches: Batches,
+    batches: TextBatches | ConversationBatches,
     section: Mapping[str, Any],
     *,
     validate: Callable[[], Validation | None],
@@ -234,6 +237,7 @@ def train(
         sample_every=section["sample_every"],
         save_every_s=section["save_every_s"],
         flops_per_token=model.config.flops_per_token(),
+        on_bad_step=OnBadStep(**section["on_bad_step"]),
         peak_flops=None if (peak := peak_flops(runtime.facts.get("device_name"))) is None else peak * runtime.world_size,
     )
     counts = model.config.parameter_counts()
@@ -247,11 +251,13 @@ def train(
         *(model, optimizer, plan, batches, runtime),
         folder=work.folder,
         fingerprint=work.fingerprint,
+        work={"stage": work.stage, "config": work.config, "inputs": work.input_hashes},
         settings=settings,
         stop=current.stop,
         validate=validate,
         sample=sampler.show,
         on_save=current.story.beat if current.story is not None else lambda: None,
+        row_ids=batches.row_ids,
     )
     return trainer.run()
 
@@ -295,7 +301,7 @@ def finish(
         "final_loss": counters.final_loss,
         "final_val_bpb": counters.val_bpb,
         "final_val_loss": counters.val_loss,
-        **counts,
+        **dict(counts) | ({"bad_steps_skipped": counters.passed_over} if counters.passed_over else {}),
     }
     identity: dict[str, Any] = {"stage": work.stage, "config": work.config, "inputs": work.inputs}
     artifacts.write_manifest(work.manifest, **identity, outputs=outputs, optional=[OPTIMIZER], counts=results)

@@ -34,7 +34,11 @@ class TextBatches:
 
     def rows(self, step: int, positions: Sequence[int]) -> tuple[Rows, Rows]:
         """Inputs and targets at these positions of a step."""
-        return next_token_pairs(self.source.rows(self.order.at(step * self.rows_per_step + np.asarray(positions, dtype=np.int64))))
+        return next_token_pairs(self.source.rows(self.row_ids(step, positions)))
+
+    def row_ids(self, step: int, positions: Sequence[int]) -> np.ndarray:
+        """Which rows of the source stand at these positions of a step."""
+        return np.asarray(self.order.at(step * self.rows_per_step + np.asarray(positions, dtype=np.int64)))
 
 
 class ConversationBatches:
@@ -45,4 +49,8 @@ class ConversationBatches:
 
     def rows(self, step: int, positions: Sequence[int]) -> tuple[Rows, Rows]:
         """Inputs and targets at these positions of a step."""
-        return self.source.pairs(self.order.at(step * self.rows_per_step + np.asarray(positions, dtype=np.int64)))
+        return self.source.pairs(self.row_ids(step, positions))
+
+    def row_ids(self, step: int, positions: Sequence[int]) -> np.ndarray:
+        """Which rows of the source stand at these positions of a step."""
+        return np.asarray(self.order.at(step * self.rows_per_step + np.asarray(positions, dtype=np.int64)))

@@ -7,22 +7,25 @@ same weights, since all that an update depends on is in the resume state or foll
 import gc
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from nanochat import progress
+from nanochat.config import OnBadStep
 from nanochat.errors import Stopped, UserError
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.runtime import Runtime, StopRequest
+from nanochat.train.badsteps import MOST_IN_A_ROW, RowIds, named_rows, rows_of, spike
 from nanochat.train.metrics import Heartbeat, MetricsFile, Progress
 from nanochat.train.resume import SLOTS, ResumeFolder
 from nanochat.train.scaling import TrainingPlan
 from nanochat.train.state import model_tensors, optimizer_tensors, restore_model, restore_optimizer
 from nanochat.train.tensorfile import read_tensors
-from nanochat.train.update import Batches, Model, Update, make_update
+from nanochat.train.update import BadStepError, Batches, MicroLosses, Model, Update, make_update
 
 SMOOTHING = 0.9  # of the logged loss
 COLLECT_EVERY = 5000  # updates; Python's collector is off in between, it cost pauses of 0.5 s
@@ -46,6 +49,7 @@ class Settings:
     save_every_s: float
     flops_per_token: int
     peak_flops: float | None = None  # of all ranks together; None: not known
+    on_bad_step: OnBadStep = field(default_factory=OnBadStep)
 
 
 @dataclass
@@ -63,6 +67,11 @@ class Counters:
     val_bpb: float | None = None
     val_loss: float | None = None
     min_val_bpb: float | None = None
+    recent: list[float] = field(default_factory=list)  # the last losses, to tell a spike by
+    non_finite_steps: int = 0
+    spikes: int = 0
+    passed_over: int = 0  # of both, those that no update was made for
+    passed_over_in_a_row: int = 0
     elapsed_s: float = 0.0  # of all attempts, what was lost in a crash excluded
 
     @property
@@ -83,6 +92,21 @@ class Counters:
         self.first_loss = update.loss if self.first_loss is None else self.first_loss
         self.final_loss = update.loss
 
+    def add_bad(self, kind: str) -> None:
+        """Count a bad step."""
+        if kind == "spike":
+            self.spikes += 1
+        else:
+            self.non_finite_steps += 1
+
+    def add_passed_over(self, kind: str, seconds: float) -> None:
+        """Take a bad step into account that no update was made for."""
+        self.add_bad(kind)
+        self.step += 1
+        self.elapsed_s += seconds
+        self.passed_over += 1
+        self.passed_over_in_a_row += 1
+
     def add_validation(self, validation: Validation) -> None:
         """Take one validation into account."""
         self.val_step, self.val_bpb, self.val_loss = self.step, validation.bpb, validation.loss
@@ -102,23 +126,26 @@ class Trainer:
         *,
         folder: Path,
         fingerprint: str,
+        work: Mapping[str, Any] | None = None,
         settings: Settings,
         stop: StopRequest | None = None,
         validate: Callable[[], Validation | None] = lambda: None,
         sample: Callable[[Callable[[str], None]], object] = lambda say: None,
         on_save: Callable[[], None] = lambda: None,
+        row_ids: RowIds | None = None,
     ) -> None:
-        """`validate` is called on every rank and returns the same on each; `sample` on rank 0, with a way to print."""
+        """`validate` is called on every rank and returns the same on each; `sample` on rank 0, with a way to print; `row_ids` names the rows of a step."""
         self.model, self.optimizer, self.plan, self.batches, self.runtime = model, optimizer, plan, batches, runtime
         self.folder, self.settings, self.stop = folder, settings, stop if stop is not None else StopRequest()
-        self.validate, self.sample, self.on_save = validate, sample, on_save
+        self.validate, self.sample, self.on_save, self.row_ids = validate, sample, on_save, row_ids
         self.counters = Counters()
         self.progress = Progress(settings.name, steps=plan.steps, batch_tokens=plan.batch_tokens, quiet=not runtime.is_main)
-        self.resume = ResumeFolder(folder, fingerprint, self.progress.say)
+        self.resume = ResumeFolder(folder, fingerprint, self.progress.say, work)
         self.metrics: MetricsFile | None = None
         self.heartbeat = Heartbeat(folder) if runtime.is_main else None
         self.saved_at = time.monotonic()
         self.saved_step = -1
+        self.spiked: str | None = None  # why the loss of this step is a spike
 
     def run(self) -> Counters:
         """Train to the end of the plan. Raises Stopped, with the state saved, when asked to stop; for want of time after one update at the soonest."""
@@ -157,12 +184,15 @@ class Trainer:
         started = time.monotonic()
         step = self.counters.step
         try:
-            update = make_update(self.model, self.optimizer, self.plan, self.batches, self.runtime, step)
-        except FloatingPointError as error:
-            kept = f"the state of step {self.saved_step} is kept in {self.resume.folder}" if self.saved_step >= 0 else "no earlier state was saved"
-            raise UserError(f"step {step + 1}: {error}; nothing was updated and {kept}; lower the learning rates and start again") from None
+            update = make_update(self.model, self.optimizer, self.plan, self.batches, self.runtime, step, refuse=self._refuse)
+        except BadStepError as error:
+            self._pass_over(error, time.monotonic() - started)
+            return
         seconds = time.monotonic() - started
         self.counters.add(update, seconds)
+        if update.counted:
+            self.counters.recent = [*self.counters.recent, update.loss][-self.settings.on_bad_step.history :]
+            self.counters.passed_over_in_a_row = 0
         progress.finished_update(self.counters.step, seconds)
         if update.counted:
             what = f"loss {update.loss:.4f}, lr x{update.lr_multiplier:.3f}, grad norm {update.grad_norm:.3f}"
@@ -171,7 +201,44 @@ class Trainer:
         self.progress.update(self.counters.step, seconds, what)
         if update.counted and self.metrics is not None:
             self.metrics.write(**self._line(update, seconds))
+        if update.micro is not None and self.spiked:
+            self.counters.add_bad("spike")
+            self._tell_bad("spike", self.spiked, update.micro, self.counters.step, "ignored")
         self._beat("train")
+
+    def _refuse(self, loss: float) -> str | None:
+        """Why a step with this loss shall not be made; remembers that it is a spike if it is made all the same."""
+        self.spiked = spike(loss, self.counters.recent, self.settings.on_bad_step)
+        return None if self.settings.on_bad_step.spike == "ignore" else self.spiked
+
+    def _pass_over(self, error: BadStepError, seconds: float) -> None:
+        """Do what the policy says about a step that no update was made for: stop, or go on to the next."""
+        number, policy = self.counters.step + 1, self.settings.on_bad_step
+        if (policy.spike if error.kind == "spike" else policy.non_finite) == "stop":
+            rows = self._tell_bad(error.kind, str(error), error.micro, number, "stopped")
+            cure = f"set on_bad_step.{error.kind}: skip to go on past these rows, or train from the beginning with lower learning rates"
+            raise UserError(f"step {number}: {error}; nothing was updated and {self._kept()}; {cure}\nstep {number}: {rows}")
+        self.counters.add_passed_over(error.kind, seconds)
+        self._tell_bad(error.kind, str(error), error.micro, number, "skipped")
+        progress.finished_update(number, seconds)
+        self.progress.update(number, seconds, "skipped")
+        if self.counters.passed_over_in_a_row == MOST_IN_A_ROW:
+            cure = "this is no accident of one batch: train from the beginning with lower learning rates"
+            raise UserError(f"step {number}: {error}; {MOST_IN_A_ROW} steps in a row were skipped and {self._kept()}; {cure}")
+        self._beat("train")
+
+    def _kept(self) -> str:
+        return f"the state of step {self.saved_step} is kept in {self.resume.folder}" if self.saved_step >= 0 else "no earlier state was saved"
+
+    def _tell_bad(self, kind: str, why: str, micro: MicroLosses, number: int, action: str) -> str:
+        """Write a bad step and its rows into metrics.jsonl and, unless an error will say it, into the log."""
+        found = rows_of(micro, self.plan, self.runtime, number - 1, self.row_ids)
+        if self.metrics is not None:
+            self.metrics.write(step=number, bad_step=kind, why=why, action=action, **found)
+        rows = named_rows(found, str(self.folder))
+        if action != "stopped":
+            self.progress.say(f"step {number}: {why}; {action}; {rows}")
+        return rows
 
     def _line(self, update: Update, seconds: float) -> dict[str, float]:
         """What metrics.jsonl says of an update."""

@@ -1,41 +1,69 @@
 """Resume state: two slots written in turn, so that a kill or a full disk in the middle of a save never costs both.
 
-resume/a.safetensors, a.json (and b): tensors of model and optimizer; counters, their sha256, and the fingerprint of the
-work (config and inputs). The json is written last: a slot without it does not exist.
+resume/a.safetensors, a.json (and b): tensors of model and optimizer; counters, their sha256, the work that they belong to (stage, config, sha256
+of each input) and its fingerprint. The json is written last: a slot without it does not exist.
+
+State of other work, left behind when a config or an input was changed, is said aloud key by key and put aside into resume/old/, one state at most.
+When the old values are put back it is taken up again.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from nanochat.artifacts import canonical_json, sha256_bytes, sha256_file, write_json
+from nanochat.artifacts import canonical_json, sha256_bytes, sha256_file, sync_folder, write_json
 from nanochat.runtime import log
+from nanochat.train.badsteps import goes_on
 from nanochat.train.tensorfile import write_tensors
 
 SLOTS = ("a", "b")
 FOLDER = "resume"
+OLD = "old"
+ABSENT = object()
+SENTENCES = 20  # about what has changed; another recipe changes every key
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A saved state that can be trusted."""
+    """A saved state as its json describes it."""
 
-    name: str
     tensors: Path
     sha256: str
     counters: dict[str, Any]
+    fingerprint: str
+    work: dict[str, Any]  # stage, config, inputs; empty in a slot that was written before they were
+
+    @property
+    def name(self) -> str:
+        """a or b."""
+        return self.tensors.stem
+
+    @property
+    def step(self) -> int:
+        """After how many updates it was saved."""
+        return int(self.counters["step"])
+
+    def is_whole(self) -> bool:
+        """Whether its tensors are those that were saved."""
+        return self.tensors.is_file() and sha256_file(self.tensors) == self.sha256
+
+    def delete(self) -> None:
+        """Delete both files, the json first."""
+        for file in (self.tensors.with_suffix(".json"), self.tensors):
+            file.unlink(missing_ok=True)
 
 
 class ResumeFolder:
-    """The two slots of one stage. `save` and `newest` are for rank 0."""
+    """The two slots of one stage. `save` and `newest` are for rank 0. `work`: stage, config and inputs, from which the fingerprint is made."""
 
-    def __init__(self, stage_folder: Path, fingerprint: str, say: Callable[[str], None] = log) -> None:
+    def __init__(self, stage_folder: Path, fingerprint: str, say: Callable[[str], None] = log, work: Mapping[str, Any] | None = None) -> None:
         self.folder = Path(stage_folder) / FOLDER
-        self.fingerprint = fingerprint
+        self.old = self.folder / OLD
+        self.fingerprint, self.work = fingerprint, work or {}
         self.say = say
         self.last_saved: str | None = None
 
@@ -43,37 +71,43 @@ class ResumeFolder:
         """File of a slot's tensors."""
         return self.folder / f"{slot}.safetensors"
 
-    def _json_path(self, slot: str) -> Path:
-        return self.folder / f"{slot}.json"
-
     def save(self, counters: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Write the slot that was not written last. `counters` must hold `step`."""
         slot = SLOTS[1] if self.last_saved == SLOTS[0] else SLOTS[0]
-        self._json_path(slot).unlink(missing_ok=True)  # first: from now on the slot does not exist, whatever happens
-        self.tensors_path(slot).unlink(missing_ok=True)  # so that a save never needs room for three states
-        digest = write_tensors(self.tensors_path(slot), tensors)
-        content = {"fingerprint": self.fingerprint, "sha256": digest, "counters": dict(counters)}
-        write_json(self._json_path(slot), {**content, "seal": sha256_bytes(canonical_json(content).encode())})
+        path = self.tensors_path(slot)
+        path.with_suffix(".json").unlink(missing_ok=True)  # first: from now on the slot does not exist, whatever happens
+        path.unlink(missing_ok=True)  # so that a save never needs room for three states
+        digest = write_tensors(path, tensors)
+        content = {"fingerprint": self.fingerprint, "work": self.work, "sha256": digest, "counters": dict(counters)}
+        write_json(path.with_suffix(".json"), {**content, "seal": sha256_bytes(canonical_json(content).encode())})
         self.last_saved = slot
 
     def newest(self) -> Slot | None:
-        """The newest slot that is whole and belongs to this work; says aloud what it discards."""
-        candidates = sorted(filter(None, map(self.described, SLOTS)), key=lambda found: -found.counters["step"])
-        for place, slot in enumerate(candidates):
-            if self._is_whole(slot):
-                self.last_saved = slot.name
-                return slot
-            left = [other.counters["step"] for other in candidates[place + 1 :]]
-            self.say(f"{slot.tensors}: damaged (sha256 differs), discarded; {f'going back to step {left[0]}' if left else 'starting from the beginning'}")
-        return None
+        """The newest slot that is whole and belongs to this work; says aloud what it discards or puts aside."""
+        found = [slot for name in SLOTS if (slot := self.described(name))]
+        own, others = ([slot for slot in found if self._is_own(slot) == wanted] for wanted in (True, False))
+        if others:
+            for sentence in differences(max(others, key=lambda slot: slot.step).work, self.work):
+                self.say(f"{self.folder}: {sentence}")
+        foreign = self._one_of(others)
+        if not own and (kept := next((slot for name in SLOTS if (slot := self._read(self.old / name)) and self._is_own(slot)), None)):
+            free = next(name for name in SLOTS if foreign is None or name != foreign.name)
+            own = [move(kept, self.tensors_path(free))]
+            self.say(f"{self.old}: the state of step {kept.step} belongs to this config and these inputs, taken up again")
+        if foreign is not None:
+            self._put_aside(foreign)
+        return self._newest_whole(own)
 
     def described(self, name: str) -> Slot | None:
-        """A slot as its json describes it, the tensors not yet compared; None if there is none for this work."""
-        path = self._json_path(name)
+        """A slot as its json describes it, whosever it is, the tensors not yet compared; None if there is none."""
+        return self._read(self.folder / name)
+
+    def _read(self, place: Path) -> Slot | None:
+        path = place.with_suffix(".json")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             seal = content.pop("seal")
-            slot = Slot(name, self.tensors_path(name), content["sha256"], content["counters"])
+            slot = Slot(place.with_suffix(".safetensors"), content["sha256"], content["counters"], content["fingerprint"], content.get("work") or {})
             whole = seal == sha256_bytes(canonical_json(content).encode())
         except FileNotFoundError:
             return None
@@ -82,12 +116,95 @@ class ResumeFolder:
         if not whole:
             self.say(f"{path}: damaged (not what was written), discarded")
             return None
-        if content["fingerprint"] != self.fingerprint:
-            self.say(f"{path}: saved for another config or other inputs, discarded")
-            path.unlink()
-            slot.tensors.unlink(missing_ok=True)
-            return None
         return slot
 
-    def _is_whole(self, slot: Slot) -> bool:
-        return slot.tensors.is_file() and sha256_file(slot.tensors) == slot.sha256
+    def _is_own(self, slot: Slot) -> bool:
+        old, new = (work.get("config", {}).get("on_bad_step", {}) for work in (slot.work, self.work))
+        return slot.fingerprint == self.fingerprint and goes_on(old, new, slot.counters)
+
+    def _newest_whole(self, slots: Iterable[Slot]) -> Slot | None:
+        candidates = sorted(slots, key=lambda found: -found.step)
+        for place, slot in enumerate(candidates):
+            if slot.is_whole():
+                self.last_saved = slot.name
+                return slot
+            left = [other.step for other in candidates[place + 1 :]]
+            self.say(f"{slot.tensors}: damaged (sha256 differs), discarded; {f'going back to step {left[0]}' if left else 'starting from the beginning'}")
+        return None
+
+    # --- state of other work -----------------------------------------------------------------------------------------
+
+    def _one_of(self, slots: Iterable[Slot]) -> Slot | None:
+        """The newest of the slots, the others deleted: first, so that a kill in between leaves the newest to be found."""
+        newest = None
+        for slot in sorted(slots, key=lambda found: -found.step):
+            if newest is None and (slot.is_whole() or (self.old / slot.tensors.name).exists()):  # a kill may have come between its two files
+                newest = slot
+            else:
+                slot.delete()
+        return newest
+
+    def _put_aside(self, slot: Slot) -> None:
+        """Move a slot into old/, in place of what is there."""
+        if slot.tensors.exists():
+            for name in SLOTS:
+                if kept := self._read(self.old / name):
+                    self.say(f"{self.old}: the state of step {kept.step} of still other work was kept here, deleted")
+                    kept.delete()
+        move(slot, self.old / slot.tensors.name)
+        was = f"the state of step {slot.step} was saved for another config or other inputs, put aside into {self.old} until this training is finished"
+        self.say(f"{self.folder}: {was}; to go on with it, stop, put back what has changed and start again")
+
+
+def move(slot: Slot, tensors: Path) -> Slot:
+    """Move both files of a slot, the json last; done again it finishes what a kill has cut short."""
+    tensors.parent.mkdir(exist_ok=True)
+    if slot.tensors.exists():
+        slot.tensors.replace(tensors)
+    slot.tensors.with_suffix(".json").replace(tensors.with_suffix(".json"))
+    sync_folder(tensors.parent)
+    return replace(slot, tensors=tensors)
+
+
+# --- what has changed ------------------------------------------------------------------------------------------------
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One sentence for each key of the config, and for each input, that differs; the rest is counted."""
+    if not old or not new:
+        return ["what has changed is not known: the state was saved before this was written down"]
+    was, now = flat(old.get("config", {})), flat(new.get("config", {}))
+    said = [
+        f"{key} was {shown(was[key]) if key in was else 'not there'}, is {shown(now[key]) if key in now else 'gone'}"
+        for key in sorted(was | now)
+        if was.get(key, ABSENT) != now.get(key, ABSENT)
+    ]
+    was, now = old.get("inputs", {}), new.get("inputs", {})
+    for name in sorted(was | now):
+        if name not in was or name not in now:
+            said.append(f"input {name} {'was not there' if name not in was else 'is gone'}")
+        elif was[name] != now[name]:
+            said.append(f"input {name} is another: sha256 of its manifest was {was[name][:12]}, is {now[name][:12]}")
+    return [*said[:SENTENCES], *([f"and {len(said) - SENTENCES} more differences"] if len(said) > SENTENCES else [])]
+
+
+def flat(content: Any, path: str = "") -> dict[str, Any]:
+    """Every value of nested mappings and lists of mappings by its dotted path."""
+    parts = content.items() if isinstance(content, Mapping) else enumerate(content) if is_list_of_mappings(content) else None
+    if parts is None:
+        return {path: content}
+    found: dict[str, Any] = {}
+    for key, value in parts:
+        found |= flat(value, f"{path}.{key}" if path else str(key))
+    return found
+
+
+def is_list_of_mappings(content: Any) -> bool:
+    """Whether this is a list such as a mixture, whose items are compared one by one."""
+    return isinstance(content, list) and bool(content) and all(isinstance(item, Mapping) for item in content)
+
+
+def shown(value: Any) -> str:
+    """A value as the experiment file would have it, cut if it is long."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -5,9 +5,9 @@ counted target is harmless, and a token weighs the same wherever it stands.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -43,6 +43,18 @@ class Batches(Protocol):
 
 
 @dataclass(frozen=True)
+class MicroLosses:
+    """Loss of each micro-batch of this rank, left where it was computed until somebody asks."""
+
+    sums: Tensor
+    counted: list[int]
+
+    def means(self) -> list[float]:
+        """Nats per counted target; 0 for a micro-batch without any."""
+        return [float(total) / max(1, count) for total, count in zip(self.sums.tolist(), self.counted, strict=True)]
+
+
+@dataclass(frozen=True)
 class Update:
     """What one update was."""
 
@@ -50,6 +62,15 @@ class Update:
     grad_norm: float  # before clipping
     counted: int
     lr_multiplier: float
+    micro: MicroLosses | None = None
+
+
+class BadStepError(FloatingPointError):
+    """An update that was not made; nothing has changed."""
+
+    def __init__(self, kind: Literal["non_finite", "spike"], why: str, micro: MicroLosses) -> None:
+        super().__init__(why)
+        self.kind, self.micro = kind, micro
 
 
 def build_optimizer(model: Model, plan: TrainingPlan, runtime: Runtime) -> MuonAdamW:
@@ -104,15 +125,25 @@ def clip(parameters: Sequence[Tensor], norm: float, limit: float) -> None:
         torch._foreach_mul_([parameter.grad for parameter in parameters if parameter.grad is not None], limit / norm)
 
 
-def make_update(model: Model, optimizer: MuonAdamW, plan: TrainingPlan, batches: Batches, runtime: Runtime, step: int) -> Update:
+def make_update(
+    model: Model,
+    optimizer: MuonAdamW,
+    plan: TrainingPlan,
+    batches: Batches,
+    runtime: Runtime,
+    step: int,
+    *,
+    refuse: Callable[[float], str | None] = lambda loss: None,
+) -> Update:
     """Update number `step`, from 0. A step without counted targets changes nothing.
 
-    Raises FloatingPointError, with nothing changed, if the loss or a gradient is not finite.
+    `refuse` says why no update shall be made with this loss, the same on every rank. Raises BadStepError, with nothing changed, if it does, or if the
+    loss or a gradient is not finite.
     """
     multiplier = set_rates(optimizer, plan, step)
     micro_batches = [batches.rows(step, positions) for positions in progress.each(positions_of(plan, runtime.rank))]
-    local = sum(int((targets >= 0).sum()) for _, targets in micro_batches)
-    counted = int(runtime.all_reduce(torch.tensor(local, device=runtime.device)))
+    local = [int((targets >= 0).sum()) for _, targets in micro_batches]
+    counted = int(runtime.all_reduce(torch.tensor(sum(local), device=runtime.device)))
     if not counted:
         return Update(0.0, 0.0, 0, multiplier)
     optimizer.zero_grad()
@@ -121,17 +152,23 @@ def make_update(model: Model, optimizer: MuonAdamW, plan: TrainingPlan, batches:
         summed, _ = model.loss(to_device(ids, runtime), to_device(targets, runtime))
         (summed / counted).backward()  # type: ignore[no-untyped-call]
         sums.append(summed.detach())
-    loss = float(runtime.all_reduce(torch.stack(sums).sum())) / counted
+    micro = MicroLosses(torch.stack(sums), local)
+    loss = float(runtime.all_reduce(micro.sums.sum())) / counted
     if not math.isfinite(loss):
-        raise FloatingPointError(f"loss is {loss}")
+        raise BadStepError("non_finite", f"loss is {loss}", micro)
+    if why := refuse(loss):
+        raise BadStepError("spike", why, micro)
     parameters = parameters_of(optimizer)
     for parameter in parameters:
         if parameter.grad is not None:
             runtime.all_reduce(parameter.grad)
     norm = gradient_norm(parameters)
     clip(parameters, norm, plan.grad_clip)
-    optimizer.step()
-    return Update(loss, norm, counted, multiplier)
+    try:
+        optimizer.step()
+    except FloatingPointError as error:
+        raise BadStepError("non_finite", str(error), micro) from None
+    return Update(loss, norm, counted, multiplier, micro)
 
 
 def to_device(rows: Rows, runtime: Runtime) -> Tensor:
