@@ -157,7 +157,7 @@ def test_a_second_writer_is_refused_with_the_owner_and_a_dead_one_frees_the_fold
     owner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     assert owner.stdout.readline() == "ready\n"
-    with pytest.raises(UserError, match=f'"pid":{owner.pid}'), artifacts.exclusive(tmp_path):
+    with pytest.raises(UserError, match=f"in use by process {owner.pid} of user {os.getuid()} on .* \\(job 42\\); wait"), artifacts.exclusive(tmp_path):
         pass
     os.kill(owner.pid, signal.SIGKILL)
     owner.communicate()

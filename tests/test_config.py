@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from nanochat import config
+from nanochat.data.rows import MixtureOrder
 from nanochat.errors import UserError
 from nanochat.recipes import RECIPES
 
@@ -74,6 +75,7 @@ def test_a_complete_experiment_is_accepted() -> None:
         ("runs.tiny.evaluate.gsm8k", {"split": "dev"}, ["runs.tiny.evaluate.gsm8k", "no split 'dev'"]),
         ("report.runs", ["other"], ["report.runs='other'", "tiny"]),
         ("sources.mmlu", {"kind": "local", "path": "x"}, ["sources.mmlu", "built-in"]),
+        ("sources.wheels", {"kind": "local", "path": "x"}, ["sources.wheels", "resources/wheels/ holds something else"]),
         ("sources.mine", {"kind": "local"}, ["sources.mine", "path"]),
         ("runs", {}, ["runs"]),
         ("runs.bad/name", EXPERIMENT["runs"]["tiny"], ["runs.bad/name"]),
@@ -378,6 +380,7 @@ def test_weights_are_in_the_resolved_configuration_only_where_they_are_given() -
     [
         ({"sources": {"fables": 0}}, "corpora.speeches.weights.fables=0"),
         ({"sources": {"fables": "much"}}, "corpora.speeches.weights.fables='much'"),
+        ({"sources": {"fables": MixtureOrder.BLOCK, "boolq_text": 1}}, f"weights.boolq_text=1: less than one row in {MixtureOrder.BLOCK:,}"),
         ({"sources": {}}, "corpora.speeches.sources=[]"),
         ({"sources": ["fables"], "weights": {"fable": 1}}, "weights: 'fable': no source has this name"),
         ({"sources": ["fables", "boolq_text"], "weights": {"fables": 1}}, "weights: 'boolq_text': this source has none"),

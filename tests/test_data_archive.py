@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 from collections import namedtuple
@@ -133,6 +134,8 @@ def test_what_is_packed_is_what_runs_need_or_with_all_everything_and_the_wheels(
         (Path(WIKIPEDIA.manifest).unlink, "not fetched: resources/wikipedia_summaries/all; type nanochat data fetch first"),
         (lambda: write_json(TRAIN.with_name("config.json"), {"source": "x"}), "was fetched with other settings than those of config.yaml"),
         (lambda: write_json(Path(WIKIPEDIA.manifest), {"stage": "fetch"}), "not the manifest of this part"),
+        (lambda: write_bytes(Path(SOURCE_LOCK), b"<<<<<<< HEAD"), "sources.lock.json: not valid JSON .*; repair it "),
+        (lambda: write_json(Path(SOURCE_LOCK), {"format": 1, "hub": {}}), "sources.lock.json: is no lock of sources; repair it "),
     ],
 )
 def test_data_that_are_not_whole_are_not_packed_and_no_archive_is_left(here: Path, tmp_path: Path, spoil: Callable[[], object], sentence: str) -> None:
@@ -355,13 +358,13 @@ def test_what_is_here_and_different_is_replaced_only_when_that_is_said(there: Pa
 
 
 def test_the_lock_of_sources_is_completed_and_not_replaced(there: Path, packed: Path) -> None:
-    own = {"format": 1, "hub": {"owner/a": {"v2": {"commit": "2" * 40}}}, "url": {"https://x": {"bytes": 1}}}
+    own = {"format": 1, "hub": {"owner/a": {"v2": {"commit": "2" * 40}}}, "url": {"https://x": {"bytes": 1, "sha256": "3" * 64}}}
     write_json(Path(SOURCE_LOCK), own)
     command.main(["unpack", str(packed)])
     both = {"main": {"commit": "0" * 40}, "v2": {"commit": "2" * 40}}
     assert json.loads(Path(SOURCE_LOCK).read_text()) == {**own, "hub": {"owner/a": both}}
     Path(SOURCE_LOCK).write_text("<<<<<<< HEAD")
-    assert "sources.lock.json: not valid JSON" in refused(packed)
+    assert re.search("sources.lock.json: not valid JSON .*; repair it ", refused(packed))
 
 
 def test_an_unpacking_that_was_interrupted_goes_on_with_what_is_whole(there: Path, here: Path, packed: Path, capsys: pytest.CaptureFixture[str]) -> None:

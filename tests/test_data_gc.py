@@ -83,12 +83,19 @@ def test_every_experiment_of_the_checkout_counts_and_those_that_are_given(root: 
     def told() -> set[str]:
         return {line.split(": ")[0].removeprefix(f"{web}/") for line in gc(capsys) if line.startswith(web)}
 
+    elsewhere = root.with_name("web.yaml")
+    shutil.move(root / "web.yaml", elsewhere)
     assert told() == {"train-000", "train-001", "train-002", "validation"}
-    command.main(["gc", "--configfile", "web.yaml"])
+    command.main(["gc", "--configfile", str(elsewhere)])
     assert [line.split(": ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith(web)] == [f"{web}/train-002"]
-    (root / "configs").mkdir()
-    shutil.move(root / "web.yaml", root / "configs/web.yaml")
-    assert told() == {"train-002"}
+    for place in ("configs/web.yaml", "configs/of mine/web.yml", "mine.yml", "mine.yaml"):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(elsewhere, root / place)
+        assert told() == {"train-002"}, place
+        (root / place).unlink()
+    (root / "compose.yaml").write_text("services: {runs: !none}")  # of another tool
+    assert told() == {"train-000", "train-001", "train-002", "validation"}
+    shutil.move(elsewhere, root / "web.yaml")
     gc(capsys, "--delete")
     assert sorted(path.name for path in (root / web).iterdir()) == ["train-000", "train-001", "validation"]
 
@@ -99,6 +106,11 @@ def test_an_experiment_that_cannot_be_read_ends_it(root: Path) -> None:
     before = tree(root)
     with pytest.raises(UserError, match=r"configs/broken\.yaml: not valid YAML"):
         command.main(["gc", "--delete"])
+    shutil.move(root / "configs/broken.yaml", root / "broken.yaml")
+    (root / "broken.yaml").write_text("corpora: {\nruns:")
+    with pytest.raises(UserError, match=r"broken\.yaml: not valid YAML"):
+        command.main(["gc", "--delete"])
+    (root / "broken.yaml").unlink()
     (root / "config.yaml").unlink()
     shutil.rmtree(root / "configs")
     with pytest.raises(UserError, match=r"no experiment here, neither config.yaml nor configs/\*.yaml"):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -116,6 +118,19 @@ def test_fetch_of_named_sources_asks_for_their_parts_in_each_experiment(root: Pa
     assert asked.read_text().splitlines() == [f"-m snakemake --cores 4 -- {ranks}", f"-m snakemake --cores 4 --configfile web.yaml -- {web} {ranks}"]
 
 
+def test_a_folder_that_takes_no_files_is_one_sentence(root: Path) -> None:
+    """Snakemake ended with a traceback."""
+    folder = root / "resources/gpt2_ranks/all"
+    folder.chmod(0o555)
+    plain = ["unshare", "--map-user=12345"] if os.geteuid() == 0 else []  # the superuser may write everywhere
+    if plain and (shutil.which("unshare") is None or subprocess.run([*plain, "true"], capture_output=True).returncode):
+        pytest.skip("needs a user who is not the superuser: `unshare --map-user` is not possible here")
+    done = subprocess.run([*plain, sys.executable, "-m", "nanochat", "data", "fetch", "gpt2_ranks"], capture_output=True, text=True)
+    folder.chmod(0o755)
+    assert done.returncode == 2 and done.stderr.startswith("nanochat: error: resources/gpt2_ranks/all: cannot be written; make it writable, or "), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_fetch_that_fails_is_said(root: Path, asked: Path) -> None:
     asked.with_name("code").write_text("1")
     with pytest.raises(UserError, match="the fetch ended with code 1, for the reason above; what has come is kept, run again to go on"):
@@ -132,6 +147,7 @@ def test_a_fetch_that_fails_is_said(root: Path, asked: Path) -> None:
         ),
         (["fetch", "climbmix_400b"], r"^'climbmix_400b': no run of config.yaml needs it; give the experiment that does with --configfile$"),
         (["list", "--configfile", "nothing.yaml"], r"^nothing.yaml: no such experiment file$"),
+        (["fetch", "--configfile", "config.yaml", "fables"], r"^fables: no such experiment file; names of sources stand before --configfile$"),
         (["fetch", "--config", "x"], r"^nanochat data fetch: unrecognized arguments: --config x; see nanochat data --help$|unrecognized arguments"),
         (["frobnicate"], r"^nanochat data: .*invalid choice: 'frobnicate'"),
         ([], r"^nanochat data: the following arguments are required: VERB"),

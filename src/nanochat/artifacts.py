@@ -293,6 +293,16 @@ LOCK, OWNER = ".lock", ".owner.json"
 LOOK_S = 0.5  # `nanochat status` holds a lock for microseconds when it looks whether it is held: no reason to refuse a writer
 
 
+def _named(owner_file: Path) -> str:
+    """The owner of a folder in words."""
+    try:
+        owner = read_json(owner_file)
+        job = f" (job {owner['job']})" if owner["job"] else ""
+        return f"process {owner['pid']} of user {owner['uid']} on {owner['host']}{job}"
+    except (UserError, KeyError, TypeError):  # it has just come or gone
+        return "another process"
+
+
 @contextlib.contextmanager
 def exclusive(folder: Path, job_id: str | None = None) -> Iterator[None]:
     """Hold `folder` for one writer. A second one is refused with the owner's host, pid, user and job (UserError).
@@ -306,8 +316,7 @@ def exclusive(folder: Path, job_id: str | None = None) -> Iterator[None]:
     try:
         lock.acquire(timeout=LOOK_S, poll_interval=0.02)
     except Timeout:
-        owner = owner_file.read_text(encoding="utf-8").strip() if owner_file.is_file() else "unknown owner"
-        raise UserError(f"{folder}: in use by {owner}; wait for it to end or stop it, then run again") from None
+        raise UserError(f"{folder}: in use by {_named(owner_file)}; wait for it to end or stop it, then run again") from None
     try:
         write_text(owner_file, canonical_json({"host": socket.gethostname(), "pid": os.getpid(), "uid": os.getuid(), "job": job_id}))
         yield

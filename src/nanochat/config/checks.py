@@ -2,11 +2,13 @@
 
 from typing import Any
 
-from nanochat.config.schema import NOT_A_RUN, Experiment, Run
+from nanochat.config.schema import NOT_A_RUN, NOT_A_SOURCE, Experiment, Run
 from nanochat.config.subtrees import evaluation_rows, resolve_base_train
 from nanochat.data.sources import SOURCES
 from nanochat.recipes import RECIPES
 from nanochat.tasks import TASKS
+
+MIXTURE_ROWS = 4096  # rows in which each source of a mixture has its share: data.rows.MixtureOrder.BLOCK
 
 
 def find_problems(experiment: Experiment) -> list[str]:
@@ -21,6 +23,8 @@ def find_problems(experiment: Experiment) -> list[str]:
     for name in experiment.sources:
         if name in SOURCES:
             problems.append(f"sources.{name}: this name belongs to a built-in source; choose another")
+        elif name in NOT_A_SOURCE:
+            problems.append(f"sources.{name}: resources/{name}/ holds something else; choose another name")
     for name, corpus in experiment.corpora.items():
         for source in corpus.sources:
             check(f"corpora.{name}.sources", source, sources)
@@ -31,6 +35,9 @@ def find_problems(experiment: Experiment) -> list[str]:
             if source in SOURCES and SOURCES[source].licence_unclear and not corpus.accept_unclear_licences:
                 cure = f"set corpora.{name}.accept_unclear_licences: true to use it"
                 problems.append(f"corpora.{name}.sources={source!r}: licence unclear ({SOURCES[source].licence}); {cure}")
+        for source, weight in corpus.weights.items():
+            if weight * MIXTURE_ROWS < sum(corpus.weights.values()):
+                problems.append(f"corpora.{name}.weights.{source}={weight:g}: less than one row in {MIXTURE_ROWS:,}; raise it or leave the source out")
         problems += _prepare_problems(experiment, name)
         if len(set(corpus.sources)) < len(corpus.sources):
             problems.append(f"corpora.{name}.sources={corpus.sources}: names a source twice; name each once")

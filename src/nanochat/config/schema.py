@@ -13,6 +13,7 @@ PHASES = ("base", "mid", "sft", "rl")
 STAGE_OF_PHASE = {"base": "base_train", "mid": "mid_train", "sft": "chat_sft", "rl": "chat_rl"}
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 NOT_A_RUN = ("report", "text", "tokenizers", "tokens")  # folders of results/ that hold something else
+NOT_A_SOURCE = ("wheels",)  # folders of resources/ that hold something else
 # Housekeeping: keys that decide when something is shown, measured or saved, or how much memory it takes, and that no weight and (but for
 # rounding) no score depends on. They are handed to the stage and are no part of what it is: a change of them reruns and discards nothing.
 # micro_batch_rows is none of them: its rounding goes into the weights and grows. Nor is validation_rows: it decides what is held out.

@@ -24,6 +24,10 @@ class Lock:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def check(self) -> None:
+        """Raise UserError if there is a file and it is no lock."""
+        self._read()
+
     def commit(self, repo: str, revision: str, ask: Callable[[], str]) -> str:
         """The commit that `revision` of `repo` meant at the first fetch; `ask` is called once and tells it. A commit stands for itself."""
         if COMMIT.fullmatch(revision):

@@ -26,6 +26,7 @@ RETRY_AFTER_CAP_S = 300.0  # the window of the Hub's own rate limits
 REDIRECTS = 10
 SAID_CHARS = 200  # of what a server or a library says
 KEPT = "check the network and run again, what is complete is kept"
+HUB = "https://huggingface.co"
 TRY_AGAIN = (408, 425, 429)  # and 5xx
 
 Result = TypeVar("Result")
@@ -221,7 +222,8 @@ def _refusal(response: Any, repo: str, reason: str) -> str:
     if code == "EntryNotFound":
         return "not on the Hub (no such file or folder at this revision); check repo, revision and files"
     if code == "RepoNotFound":
-        return "not on the Hub (no such repository, or a private one); check repo, and HF_TOKEN if it is private"
+        mirror = "" if constants.ENDPOINT == HUB else "; the mirror of HF_ENDPOINT may not know it, or not this branch"
+        return f"not on the Hub (no such repository, or a private one); check repo, and HF_TOKEN if it is private{mirror}"
     if status == 404:
         return f"not on the Hub ({said}); check repo, revision and files"
     if status == 401 and has_token:

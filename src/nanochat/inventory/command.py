@@ -43,7 +43,7 @@ from nanochat.inventory.workflow import by_hand, fetch, require_checkout
 from nanochat.report import text
 from nanochat.status.console import Parser, printing
 
-EVERY = "config.yaml and all of configs/ are read too"
+EVERY = "those of this folder and of configs/ are read too"
 
 
 def main(arguments: list[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from nanochat.artifacts import atomic_path, read_json, sha256_bytes
+from nanochat.data.lockfile import Lock
 from nanochat.data.parts import COMPANIONS, MANIFEST
 from nanochat.data.sources import WHEELS
 from nanochat.data.transfer import Transfer
@@ -82,6 +83,7 @@ def _index(parts: Iterable[Part], *, wheels: bool, root: Path) -> tuple[Index, d
             small[name] = (root / name).read_bytes()
             members.append(Member(name, len(small[name]), sha256_bytes(small[name])))
 
+    Lock(root / SOURCE_LOCK).check()
     take(SOURCE_LOCK)
     for part in parts:
         members += [Member(f"{part.name}/{name}", *stated) for name, stated in sorted(stated_files(part, root).items())]

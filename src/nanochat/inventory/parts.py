@@ -20,6 +20,8 @@ from nanochat.status.holder import holder_of
 RESOURCES = "resources"
 WHEEL_FOLDER = "wheels"  # below resources/; no source
 DEFAULT = Path("config.yaml")
+SUFFIXES = (".yaml", ".yml")  # of experiments
+HAS_RUNS = re.compile(rb"^[\"']?runs[\"']?\s*:", re.MULTILINE)
 FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a data file: no folder, not hidden
 PART = re.compile(r"all|validation|train-\d+")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -109,17 +111,26 @@ class Experiments:
 
 def read_experiments(given: Iterable[Path] | None, root: Path = Path()) -> Experiments:
     """These experiments; without any, that of config.yaml."""
+    given = list(given or [])
+    if odd := next((file for file in given if file.suffix not in SUFFIXES and not (root / file).exists()), None):
+        raise UserError(f"{odd}: no such experiment file; names of sources stand before --configfile")
     return Experiments({file: config.load(root / file) for file in given or [DEFAULT]})
 
 
 def every_experiment(given: Iterable[Path] | None, root: Path = Path()) -> Experiments:
-    """config.yaml, all of configs/ and these: whatever this checkout may still be asked to run."""
+    """config.yaml, all of configs/, other experiments beside config.yaml, and these: whatever this checkout may still be asked to run."""
     files = [DEFAULT] if (root / DEFAULT).is_file() else []
-    files += sorted(file.relative_to(root) for file in (root / "configs").glob("*.yaml"))
+    files += sorted(file.relative_to(root) for file in (root / "configs").rglob("*") if file.suffix in SUFFIXES)
+    files += sorted(file.relative_to(root) for file in root.iterdir() if file.name != DEFAULT.name and _is_experiment(file))
     own = [file for file in given or [] if file.resolve() not in {(root / known).resolve() for known in files}]
     if not [*files, *own]:
         raise UserError(f"no experiment here, neither {DEFAULT} nor configs/*.yaml; change to the project's folder, or give one with --configfile")
     return read_experiments([*files, *own], root)
+
+
+def _is_experiment(file: Path) -> bool:
+    """Whether a file means to be an experiment, be it a valid one or not: other tools have YAML in the same folder."""
+    return file.suffix in SUFFIXES and file.is_file() and HAS_RUNS.search(file.read_bytes()) is not None
 
 
 # --- what lies there -------------------------------------------------------------------------------------------------

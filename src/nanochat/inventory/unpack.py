@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.artifacts import atomic_path, exclusive, lock_beside, read_json, sha256_bytes, write_json
+from nanochat.data.lockfile import Lock
 from nanochat.data.parts import COMPANIONS, MANIFEST, strays
 from nanochat.data.transfer import Transfer
 from nanochat.errors import UserError
@@ -83,6 +84,7 @@ class _Todo:
             comes = json.loads(content)
         except ValueError:
             raise Damaged(f"{SOURCE_LOCK} is not JSON") from None
+        Lock(self.root / SOURCE_LOCK).check()
         is_here = read_json(self.root / SOURCE_LOCK) if (self.root / SOURCE_LOCK).exists() else {}
         merged, others = _merged(is_here, comes, ())
         self.conflicts += [f"{SOURCE_LOCK}: {'.'.join(place)} is here with another value" for place in others]

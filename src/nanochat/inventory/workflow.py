@@ -1,5 +1,6 @@
 """The workflow's own fetch, as a process: one way to get data, one lock, one memory of what was fetched with which settings."""
 
+import os
 import shlex
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.errors import UserError
-from nanochat.inventory.parts import DEFAULT
+from nanochat.inventory.parts import DEFAULT, RESOURCES
 from nanochat.preflight.shared import DRIVER
 from nanochat.status.holder import holder_of
 
@@ -51,7 +52,17 @@ def forget(manifests: Sequence[str], root: Path = Path()) -> str | None:
 
 def fetch(targets: Sequence[str], file: Path, root: Path = Path()) -> None:
     """Let the workflow make these targets, and say with which command. Raises UserError where it fails; what came is kept."""
+    _require_writable(targets, root)
     _fetch(["snakemake", *fetch_arguments(targets, file)], root)
+
+
+def _require_writable(targets: Sequence[str], root: Path) -> None:
+    """Refuse folders that take no files, where snakemake would end with a traceback."""
+    for target in targets:
+        place = root / (target if target.startswith(f"{RESOURCES}/") else f"{RESOURCES}/manifest.json")
+        folder = next(folder for folder in place.parents if folder.is_dir())
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"{folder}: cannot be written; make it writable, or fetch on another machine and bring the data with nanochat data pack")
 
 
 def by_hand(config: str, manifest: str) -> list[str]:
