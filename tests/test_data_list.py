@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from data_files import FABLES, WIKIPEDIA, checkout, fetched, sharded
@@ -116,6 +117,24 @@ def test_fetch_of_named_sources_asks_for_their_parts_in_each_experiment(root: Pa
     ranks = "resources/gpt2_ranks/all/manifest.json"
     web = " ".join(f"resources/fineweb_edu_100b/{part}/manifest.json" for part in ("train-000", "train-001", "validation"))
     assert asked.read_text().splitlines() == [f"-m snakemake --cores 4 -- {ranks}", f"-m snakemake --cores 4 --configfile web.yaml -- {web} {ranks}"]
+
+
+def test_a_disk_that_cannot_hold_all_parts_together_is_said_first(root: Path, asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part looked for itself: a disk of 250 MB took two shards of 100 MB and refused the third."""
+    sharded(root, [])
+    free = [250_000_000]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    with pytest.raises(UserError, match=r"^resources: about 500\.0 MB to download, 250\.0 MB are free there; free some space, or fetch some"):
+        command.main(["fetch", "--configfile", "web.yaml"])
+    assert not asked.exists()
+    command.main(["fetch", "gpt2_ranks", "--configfile", "web.yaml"])
+    half = root / "resources/fineweb_edu_100b/train-000/.train-00000.parquet.partial"
+    half.parent.mkdir(parents=True)
+    with half.open("wb") as file:
+        file.truncate(90_000_000)  # what is here needs no room again
+    free[0] = 415_000_000
+    command.main(["fetch", "fineweb_edu_100b", "--configfile", "web.yaml"])
+    assert len(asked.read_text().splitlines()) == 2
 
 
 def test_a_folder_that_takes_no_files_is_one_sentence(root: Path) -> None:

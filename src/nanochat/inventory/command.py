@@ -20,6 +20,7 @@ by hand: nanochat data list --configfile configs/speedrun.yaml
 
 import json
 import shlex
+import shutil
 import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Collection
@@ -40,6 +41,7 @@ from nanochat.inventory.parts import (
     size_on_disk,
 )
 from nanochat.inventory.workflow import by_hand, fetch, require_checkout
+from nanochat.preflight.environment import existing
 from nanochat.report import text
 from nanochat.status.console import Parser, printing
 
@@ -128,6 +130,10 @@ def _fetch(flags: Namespace) -> None:
             hand = shlex.join(by_hand(json.dumps({"source": name}), whole.manifest)) if experiments.sources[name].shards is None else ""
             cure = "give the experiment that does with --configfile" + (f", or fetch it by hand: {hand}" if hand else "")
             raise UserError(f"{name!r}: no run of {files} needs it; {cure}")
+    missing, free = listing.missing_bytes(experiments, names), shutil.disk_usage(existing(Path(RESOURCES))).free
+    if missing > free:  # each part looks for itself too; together they may be too much for the disk
+        cure = "free some space, or fetch some of the sources: nanochat data fetch SOURCE"
+        raise UserError(f"{RESOURCES}: about {text.size(missing)} to download, {text.size(free)} are free there; {cure}")
     for file in experiments.files:
         targets = [part.manifest for part in experiments.parts if part.source in names and file in experiments.of(part)]
         if targets or not names:

