@@ -1,6 +1,7 @@
 # make run    everything from an empty machine: install, train a small chat model on the CPU, talk to it (minutes)
 # make test   install, then every check and test that this machine can run; as root with apt that includes a real SLURM
 # make check  the fast part of it: lint, format, types
+# make chaos  kill trainings at 200 random moments, compare what they make in the end (a quarter of an hour)
 # make clean  remove the installation and caches; what was fetched and trained stays (resources/, results/)
 
 BIN := .venv/bin
@@ -8,8 +9,9 @@ RUN ?= quickstart
 PROMPT ?= Who are you?
 CORES ?= all
 WORKERS ?= 3
+KILLS ?= 200
 
-.PHONY: help run test check clean
+.PHONY: help run test check chaos clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -45,6 +47,9 @@ check: .venv/installed
 test: check
 	@tests/slurm/install.sh || [ $$? = 77 ]
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --durations 40 --durations-min 5
+
+chaos: .venv/installed
+	@$(BIN)/python tests/chaos.py --kills $(KILLS)
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info

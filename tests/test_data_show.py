@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from training_lab import PARAGRAPHS, Lab, chat, fetched_rows
 
-from nanochat.artifacts import write_json
+from nanochat.artifacts import Provenance, write_json
 from nanochat.data.rows import TokenRows
 from nanochat.errors import UserError
 from nanochat.inventory import command, show
@@ -26,6 +26,17 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 def started(monkeypatch: pytest.MonkeyPatch, folder: Path, stage: str, arguments: list[str]) -> Path:
     """A stage's folder as its start leaves it."""
+    monkeypatch.setattr("sys.argv", ["nanochat", *arguments])
+    Provenance(folder, stage)
+    return folder
+
+
+def squeezed(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_rows_of_a_training_are_its_documents_with_chunk_and_source(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = started(monkeypatch, tmp_path / "run" / "base_train", "base_train", lab.base(tmp_path / "run" / "base_train"))
     text = lab.tokenizer.parent.parent / "text"
     started(monkeypatch, lab.tokens[0].parent, "tokenize", ["tokenize", "--text", str(text / "manifest.json"), "--tokenizer", str(lab.tokenizer)])
     count = len(TokenRows(lab.tokens[:1], "train"))
@@ -34,9 +45,9 @@ def started(monkeypatch: pytest.MonkeyPatch, folder: Path, stage: str, arguments
     assert first.origin == f"row 5 of {lab.tokens[0].parent}, text of {text}: train-00000.parquet"
     assert again.origin.startswith(f"row 5 of {lab.tokens[1].parent}")
     assert sum(document.tokens for document in first.documents) == 65 and sum(document.learnt for document in first.documents) == 64
-    training = [squeezed(text) for text in PARAGRAPHS[20:]]
+    training = [squeezed(paragraph) for paragraph in PARAGRAPHS[20:]]
     for document in first.documents:
-        assert any(squeezed(document.text) in text for text in training), document
+        assert any(squeezed(document.text) in paragraph for paragraph in training), document
 
 
 def test_rows_of_a_chunk_of_tokens_are_counted_within_it(lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
