@@ -5,15 +5,24 @@ All ranks of all scenarios are forked from one program (rank_lab.py), which impo
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rank_lab import MATRICES, WORLDS
 
+from nanochat.artifacts import total_memory_bytes
 from nanochat.optim.shares import EVERYBODY, cut, layout, matrix_cost, owners
+from nanochat.runtime import Runtime
+from nanochat.train import saving
+from nanochat.train.resume import ResumeFolder
+from nanochat.train.saving import Saver, free_memory_bytes
+from nanochat.train.tensorfile import TensorFiles
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +92,93 @@ def test_a_bad_gradient_on_one_rank_is_the_same_error_on_all_and_changes_nothing
     several = seen(lab, f"optimizer.{world}")
     assert several["untouched"] and several["said"] == [seen(lab, "optimizer.1")["said"]]
     assert "parameter 1 of group 1 (adamw, shape (7, 13))" in several["said"][0]
+
+
+# --- states ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_changes_its_number_of_ranks_five_times_is_the_run_of_one_rank(lab: Path) -> None:
+    """1 to 3 to 2 to 1 to 5 to 7 ranks. In fp64, so that a moment which was lost or misplaced is no rounding."""
+    whole, legs = seen(lab, "whole"), seen(lab, "legs")
+    assert legs["firsts"] == [0, 2, 4, 6, 8, 10] and all(legs["rows"])
+    assert legs["losses"] == pytest.approx(whole["losses"], rel=1e-9) and legs["difference"] < 1e-6
+    shares = [sum(name.endswith("-of-3.safetensors") for name in names) for names in legs["files"]]
+    assert shares == [0, 6, 0, 0, 0, 0], "each rank writes its share into both slots, and nothing of other numbers of ranks stays in a slot"
+
+
+def test_the_optimizer_kept_for_a_warm_start_is_put_together_from_all_ranks(lab: Path) -> None:
+    one, seven = (TensorFiles([lab / run / "optimizer.safetensors"]) for run in ("whole", "legs"))
+    assert sorted(one.names) == sorted(seven.names) and len(one.names) > 40
+    for name in one.names:
+        assert one.shape(name) == seven.shape(name)
+        assert torch.allclose(one.whole(name), seven.whole(name), atol=1e-6), name
+
+
+def test_ranks_killed_while_they_save_in_the_background_go_on_from_the_slot_before(lab: Path) -> None:
+    whole, killed = seen(lab, "whole"), seen(lab, "killed")
+    assert killed["first"] == 4 and "b.json" in killed["after"] and "a.json" not in killed["after"]
+    assert killed["losses"] == pytest.approx(whole["losses"], rel=1e-9) and killed["difference"] < 1e-6
+
+
+def test_a_flipped_byte_in_one_share_discards_the_slot_aloud(lab: Path, tmp_path: Path) -> None:
+    shutil.copytree(lab / "damaged" / "resume", tmp_path / "resume")
+    said: list[str] = []
+    whole = ResumeFolder(tmp_path, "f", said.append).newest()
+    assert whole is not None and whole.counters["step"] == 4 and not said
+    share = tmp_path / "resume" / "b.2-of-3.safetensors"
+    content = bytearray(share.read_bytes())
+    content[-1] ^= 1
+    share.write_bytes(content)
+    assert ResumeFolder(tmp_path, "f", said.append).newest() is None
+    assert said == [f"{share}: damaged (sha256 differs), discarded; starting from the beginning"]
+
+
+def saver(folder: Path, said: list[str] | None = None, on_saved: Any = lambda: None) -> Saver:
+    say = said.append if said is not None else (lambda sentence: None)
+    return Saver(ResumeFolder(folder, "f"), Runtime(torch.device("cpu"), torch.float32), say=say, on_saved=on_saved)
+
+
+def test_a_state_saved_in_the_background_is_that_of_its_step(tmp_path: Path) -> None:
+    """The next update changes the weights while the thread is still writing."""
+    hold, weight = threading.Event(), torch.zeros(1000)
+    states = saver(tmp_path)
+    states.thread.submit(hold.wait)
+    states.start({"step": 1}, {"weight": weight}, in_background=True)
+    weight += 1
+    assert states.is_writing and not list(tmp_path.glob("resume/*.json"))
+    hold.set()
+    states.finish()
+    found = states.resume.newest()
+    assert found is not None and not states.is_pending and not TensorFiles(found.tensors).whole("weight").any()
+    states.start({"step": 2}, {"weight": weight}, in_background=False)
+    found = states.resume.newest()
+    assert found is not None and found.counters == {"step": 2} and TensorFiles(found.tensors).whole("weight").all()
+    states.finish()
+    states.close()
+
+
+def test_what_a_background_save_meets_is_raised_where_training_looks_for_it(tmp_path: Path) -> None:
+    states = saver(tmp_path)
+    states.start({"step": 1}, {"weight": torch.zeros(3)}, in_background=True)
+    states.finish()
+    (tmp_path / "resume" / ".b.safetensors.partial").mkdir()
+    states.resume.free = lambda slot: None  # type: ignore[method-assign] - which would refuse it first
+    states.start({"step": 2}, {"weight": torch.zeros(3)}, in_background=True)
+    with pytest.raises(OSError, match="directory"):
+        states.finish()
+    states.close()
+    found = ResumeFolder(tmp_path, "f").newest()
+    assert found is not None and found.counters == {"step": 1}
+
+
+def test_without_memory_for_a_copy_training_waits_and_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1 << 20 < free_memory_bytes() <= total_memory_bytes()
+    monkeypatch.setattr(saving, "free_memory_bytes", lambda: 1000)
+    said: list[str] = []
+    states = saver(tmp_path, said)
+    for step in (1, 2):
+        states.start({"step": step}, {"weight": torch.zeros(1000)}, in_background=True)
+        assert not states.is_writing
+    states.finish()
+    states.close()
+    assert len(said) == 1 and "saved without a copy, training waits for the disk" in said[0]

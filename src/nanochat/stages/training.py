@@ -30,7 +30,7 @@ from nanochat.train.loop import Counters, Settings, Trainer, Validation
 from nanochat.train.metrics import Heartbeat
 from nanochat.train.resume import FOLDER
 from nanochat.train.scaling import TrainingPlan
-from nanochat.train.state import optimizer_tensors
+from nanochat.train.state import gathered, named_parameters, own_state
 from nanochat.train.tensorfile import write_tensors
 from nanochat.train.update import Rows, to_device
 
@@ -274,15 +274,15 @@ def finish(
     optimizer: MuonAdamW | None,
 ) -> None:
     """Write the outputs, the manifest last; then the resume state is no longer needed. `optimizer`: kept for a warm start, or not."""
+    state = gathered(own_state(model, optimizer), named_parameters(model), current.runtime) if optimizer is not None else {}
     if current.story is None:
         return
     work, folder = current.work, current.work.folder
-    outputs = [WEIGHTS, DESCRIPTION]
+    outputs = [WEIGHTS, DESCRIPTION, *([OPTIMIZER] if state else [])]
     save_weights(model, work.weights)
     artifacts.write_json(folder / DESCRIPTION, {"architecture": model.config.to_dict(), "step": counters.step, **description})
-    if optimizer is not None:
-        write_tensors(folder / OPTIMIZER, optimizer_tensors(model, optimizer))
-        outputs.append(OPTIMIZER)
+    if state:
+        write_tensors(folder / OPTIMIZER, state)
     else:
         (folder / OPTIMIZER).unlink(missing_ok=True)
     artifacts.write_json(folder / "samples.json", sampler.show(log))

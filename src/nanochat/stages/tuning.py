@@ -26,7 +26,7 @@ from nanochat.train.resume import FOLDER
 from nanochat.train.scaling import plan_tune
 from nanochat.train.sizes import shape_of
 from nanochat.train.state import restore_optimizer
-from nanochat.train.tensorfile import read_tensors
+from nanochat.train.tensorfile import TensorFiles
 from nanochat.train.update import build_optimizer
 
 TRAINING, VALIDATION, PACKED = "rows.bin", "validation.bin", "packed.json"
@@ -125,7 +125,7 @@ def warm_start(model: GPT, optimizer: MuonAdamW, flags: Namespace, runtime: Runt
         file = verified_file(flags.model, OPTIMIZER)
     except UserError as problem:
         raise UserError(f"{problem}; or, without training that model again, set warm_start_optimizer: false") from None
-    found = restore_optimizer(model, optimizer, read_tensors(file))
+    found = restore_optimizer(model, optimizer, TensorFiles([file]))
     if runtime.is_main:
         log(f"optimizer warm-started: {found} parameters from {flags.model}")
 
