@@ -17,8 +17,11 @@ import torch
 from rank_lab import MATRICES, WORLDS
 
 from nanochat.artifacts import total_memory_bytes
+from nanochat.config import read_yaml
+from nanochat.errors import UserError
 from nanochat.optim.shares import EVERYBODY, cut, layout, matrix_cost, owners
 from nanochat.runtime import Runtime
+from nanochat.stages import ranks
 from nanochat.train import saving
 from nanochat.train.resume import ResumeFolder
 from nanochat.train.saving import Saver, free_memory_bytes
@@ -42,21 +45,21 @@ def seen(lab: Path, name: str) -> Any:
 # --- the layout ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 7, 64])
+@pytest.mark.parametrize("count", [2, 3, 7, 64])
 @pytest.mark.parametrize("sizes", [[151 * 120, 91, 1], [5], [63, 65, 128], [1] * 10])
-def test_pieces_cover_every_element_once_and_none_is_longer_than_a_share(sizes: list[int], ranks: int) -> None:
-    pieces = cut(sizes, ranks)
+def test_pieces_cover_every_element_once_and_none_is_longer_than_a_share(sizes: list[int], count: int) -> None:
+    pieces = cut(sizes, count)
     for size, parts in zip(sizes, pieces, strict=True):
         assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])] and parts[-1].stop == size
-    held = [sum(part.stop - part.start for parts in pieces for part in parts if part.rank == rank) for rank in range(ranks)]
-    assert max(held) == -(-sum(sizes) // ranks) and sum(held) == sum(sizes)
+    held = [sum(part.stop - part.start for parts in pieces for part in parts if part.rank == rank) for rank in range(count)]
+    assert max(held) == -(-sum(sizes) // count) and sum(held) == sum(sizes)
 
 
 def test_owners_of_matrices_have_about_as_much_to_compute() -> None:
     d20 = [(1280, 1280)] * 80 + [(5120, 1280), (1280, 5120)] * 20
-    for ranks in (1, 3, 8, 64, 128):
-        load = [0] * ranks
-        for shape, owner in zip(d20, owners(d20, ranks), strict=True):
+    for count in (1, 3, 8, 64, 128):
+        load = [0] * count
+        for shape, owner in zip(d20, owners(d20, count), strict=True):
             load[owner] += matrix_cost(shape)
         assert max(load) - min(load) <= max(map(matrix_cost, d20))
     eight = owners(d20, 8)
@@ -182,3 +185,38 @@ def test_without_memory_for_a_copy_training_waits_and_says_so_once(tmp_path: Pat
     states.finish()
     states.close()
     assert len(said) == 1 and "saved without a copy, training waits for the disk" in said[0]
+
+
+# --- a run at many ranks, checked on this machine ---------------------------------------------------------------------
+
+
+def experiment(folder: Path, **base_train: Any) -> str:
+    """The speedrun with other settings of its base training."""
+    content = read_yaml(Path(__file__).parents[1] / "configs" / "speedrun.yaml")
+    content["runs"]["d20"]["base_train"] |= base_train
+    (folder / "experiment.yaml").write_text(json.dumps(content))
+    return str(folder / "experiment.yaml")
+
+
+def test_the_speedrun_takes_a_step_at_128_ranks_on_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ranks.main(["128", "--configfile", experiment(tmp_path, micro_batch_rows=2), "--stage", "base_train"])
+    said = capsys.readouterr().out
+    assert "524,288 tokens a step = 128 ranks x 1 x 2 rows x 2,048 tokens" in said and "one step was taken" in said
+    least = 4 * 2 * 2 * 65_536 * 1280 // 128  # two moments of embedding and head, cut; 8 ranks are left without one of the 120 matrices
+    assert f"optimizer {least / 1e6:.2f} MB to {(least + 4 * 5120 * 1280) / 1e6:.2f} MB (one rank alone: 2.92 GB)" in said
+
+
+def test_what_does_not_divide_is_one_sentence_for_each_stage(tmp_path: Path) -> None:
+    file = experiment(tmp_path)
+    with pytest.raises(UserError) as refused:
+        ranks.main(["128", "--configfile", file])
+    sentences = str(refused.value).splitlines()
+    assert [sentence.split(":")[0] for sentence in sentences] == ["d20 base_train", "d20 mid_train", "d20 chat_sft"]
+    assert "batch_tokens=524288: not a multiple of 4194304" in sentences[0] and "try base_train.micro_batch_rows=2, or " in sentences[0]
+    for arguments, words in (
+        (["8", "--run", "d21"], "--run=d21: not in "),
+        (["8", "--gpu", "abacus"], "--gpu=abacus: not a card that is known; choose one of A100,"),
+        (["0"], "0 is not above 0"),
+    ):
+        with pytest.raises(UserError, match=words):
+            ranks.main([*arguments, "--configfile", file])

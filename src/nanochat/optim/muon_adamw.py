@@ -111,6 +111,10 @@ class MuonAdamW:
         self._norms = [[norm] for norm in of_groups]
         return _norm(list(of_groups))
 
+    def gradient_bytes(self) -> int:
+        """Size of what this rank holds of the summed gradients."""
+        return sum(part.gradient.numel() * part.gradient.element_size() for parts in self._parts for part in parts)
+
     def group_norms(self) -> list[float]:
         """Norm of the gradient of each group, as last reduced; the same on every rank."""
         return [float(_norm(norms)) for norms in self._norms]

@@ -24,6 +24,7 @@ from nanochat.model.gpt import GPT
 from nanochat.model.weights import DESCRIPTION, WEIGHTS, save_weights
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.runtime import Runtime, StopRequest, log, slurm_job_id
+from nanochat.stages.checkpoints import Checkpoints
 from nanochat.stages.samples import Sampler
 from nanochat.train.batches import ConversationBatches, TextBatches
 from nanochat.train.loop import Counters, Settings, Trainer, Validation
@@ -226,10 +227,11 @@ def train(
     batches: TextBatches | ConversationBatches,
     section: Mapping[str, Any],
     *,
+    description: Mapping[str, Any],
     validate: Callable[[], Validation | None],
     sampler: Sampler,
 ) -> Counters:
-    """Run the loop with the stage's settings."""
+    """Run the loop with the stage's settings. `description`: what the model.json of a model that is kept on the way says besides."""
     work, runtime = current.work, current.runtime
     settings = Settings(
         name=work.stage,
@@ -247,6 +249,8 @@ def train(
             f"{plan.accumulation} x {plan.micro_batch_rows} rows x {plan.ranks} ranks on {runtime.facts.get('device_name', runtime.device.type)}; "
             f"started up in {time.monotonic() - current.started:.1f} s"
         )
+    identity: dict[str, Any] = {"stage": work.stage, "config": work.config, "inputs": work.inputs}
+    checkpoints = Checkpoints(work.folder, section["keep"], model, identity, description) if runtime.is_main else None
     trainer = Trainer(
         *(model, optimizer, plan, batches, runtime),
         folder=work.folder,
@@ -258,8 +262,13 @@ def train(
         sample=sampler.show,
         on_save=current.story.beat if current.story is not None else lambda: None,
         row_ids=batches.row_ids,
+        keep=checkpoints.look if checkpoints is not None else lambda counters: None,
     )
-    return trainer.run()
+    try:
+        return trainer.run()
+    finally:
+        if checkpoints is not None:
+            checkpoints.close()
 
 
 def finish(

@@ -83,10 +83,11 @@ def tune(kind: Tuning, docstring: str | None, arguments: list[str]) -> None:
         batches = ConversationBatches(rows, rows_per_step=plan.rows_per_step, seed=section.seed)
         validate = validation_hook(model, runtime, held_out.pairs, len(held_out), tokenizer.token_bytes())
         sampler = Sampler.chat(model, tokenizer)
-        counters = train(current, model, optimizer, plan, batches, settings, validate=validate, sampler=sampler)
+        description = {"phase": kind.phase, "tokenizer_sha256": tokenizer.sha256, "training": parent["training"]}
+        counters = train(current, model, optimizer, plan, batches, settings, description=description, validate=validate, sampler=sampler)
         finish(
             *(current, model, plan, counters),
-            description={"phase": kind.phase, "tokenizer_sha256": tokenizer.sha256, "training": parent["training"]},
+            description=description,
             counts={**counts, "epochs": round(plan.steps * plan.rows_per_step / len(rows), 4)},
             sampler=sampler,
             optimizer=optimizer if kind.keep_optimizer else None,

@@ -20,8 +20,8 @@ from nanochat.runtime import Runtime, StopRequest
 from nanochat.train.badsteps import MOST_IN_A_ROW, RowIds, named_rows, rows_of, spike
 from nanochat.train.metrics import Heartbeat, MetricsFile, Progress
 from nanochat.train.resume import SLOTS, ResumeFolder
-from nanochat.train.scaling import TrainingPlan
 from nanochat.train.saving import Saver
+from nanochat.train.scaling import TrainingPlan
 from nanochat.train.state import own_state, own_weights, restore_model, restore_optimizer
 from nanochat.train.tensorfile import TensorFiles
 from nanochat.train.update import BadStepError, Batches, MicroLosses, Model, Update, make_update
@@ -131,12 +131,13 @@ class Trainer:
         validate: Callable[[], Validation | None] = lambda: None,
         sample: Callable[[Callable[[str], None]], object] = lambda say: None,
         on_save: Callable[[], None] = lambda: None,
+        keep: Callable[[Counters], None] = lambda counters: None,
         row_ids: RowIds | None = None,
     ) -> None:
-        """`validate` is called on every rank and returns the same on each; `sample` on rank 0, with a way to print; `row_ids` names the rows of a step."""
+        """`validate` is called on every rank and returns the same on each; `sample`, with a way to print, and `keep` on rank 0; `row_ids` names rows."""
         self.model, self.optimizer, self.plan, self.batches, self.runtime = model, optimizer, plan, batches, runtime
         self.folder, self.settings, self.stop = folder, settings, stop if stop is not None else StopRequest()
-        self.validate, self.sample, self.row_ids = validate, sample, row_ids
+        self.validate, self.sample, self.keep, self.row_ids = validate, sample, keep, row_ids
         self.counters = Counters()
         self.progress = Progress(settings.name, steps=plan.steps, batch_tokens=plan.batch_tokens, quiet=not runtime.is_main)
         self.resume = ResumeFolder(folder, fingerprint, self.progress.say, work)
@@ -269,6 +270,8 @@ class Trainer:
             if settings.sample_every and step % settings.sample_every == 0 and self.runtime.is_main:
                 with progress.pause("sample"):
                     self.sample(self.progress.say)
+            if self.runtime.is_main:
+                self.keep(self.counters)
 
     def _validate(self) -> None:
         self._beat("validate")

@@ -78,7 +78,10 @@ def tensor_files(place: Path, ranks: int) -> list[Path]:
 
 
 class ResumeFolder:
-    """The two slots of one stage. Rank 0 frees one, every rank writes its share into it, rank 0 seals it; `newest` is for rank 0. `work`: stage, config and inputs, from which the fingerprint is made."""
+    """The two slots of one stage. Rank 0 frees one, every rank writes its share into it, rank 0 seals it; `newest` is for rank 0.
+
+    `work`: stage, config and inputs, from which the fingerprint is made.
+    """
 
     def __init__(self, stage_folder: Path, fingerprint: str, say: Callable[[str], None] = log, work: Mapping[str, Any] | None = None) -> None:
         self.folder = Path(stage_folder) / FOLDER
