@@ -21,7 +21,7 @@ from nanochat.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-# rank 0 alone saves, and a large state takes long on a slow disk; that a run is stuck is noticed by its supervisor, much sooner
+# a rank may wait long for one with a slow disk, when a run ends or is asked to stop; that a run is stuck is noticed by its supervisor, much sooner
 COLLECTIVE_MAY_WAIT = timedelta(hours=2)
 
 

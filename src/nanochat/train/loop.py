@@ -113,7 +113,7 @@ class Counters:
 
 
 class Trainer:
-    """One training run on this rank. Every rank builds one; rank 0 writes."""
+    """One training run on this rank. Every rank builds one and saves its share of the state; rank 0 writes all else."""
 
     def __init__(
         self,
