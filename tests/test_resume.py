@@ -23,7 +23,7 @@ from training_lab import Lab, final_bytes, logged_steps, metrics, run, run_until
 
 from nanochat.artifacts import canonical_json, read_manifest, sha256_bytes, write_json
 from nanochat.train.resume import ResumeFolder
-from nanochat.train.tensorfile import read_tensors
+from nanochat.train.tensorfile import TensorFiles
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_state_of_other_work_is_put_aside_with_what_has_changed_and_taken_up_whe
     assert start_of(tmp_path, AFTER)[1:] == (7, [])
     again, step, said = start_of(tmp_path, BEFORE)
     assert step == 3 and "/old: the state of step 3 belongs to this config and these inputs, taken up again" in said
-    assert read_tensors(again.tensors_path(again.last_saved))["weight"].tolist() == [3.0] * 10
+    assert TensorFiles([again.folder / f"{again.last_saved}.safetensors"]).whole("weight").tolist() == [3.0] * 10
     assert start_of(tmp_path, AFTER)[1] == 7, "changed to and fro"
 
 

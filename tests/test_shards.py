@@ -3,6 +3,7 @@
 All ranks of all scenarios are forked from one program (rank_lab.py), which imports torch once.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -134,6 +135,51 @@ def test_a_flipped_byte_in_one_share_discards_the_slot_aloud(lab: Path, tmp_path
     share.write_bytes(content)
     assert ResumeFolder(tmp_path, "f", said.append).newest() is None
     assert said == [f"{share}: damaged (sha256 differs), discarded; starting from the beginning"]
+
+
+def save_shares(resume: ResumeFolder, step: int, count: int) -> None:
+    """A state of `count` ranks."""
+    slot = resume.next_slot
+    resume.free(slot)
+    digests = [resume.write(slot, {f"weight@{rank}": torch.full((1,), float(step))}, rank=rank, ranks=count) for rank in range(count)]
+    resume.seal(slot, {"step": step}, digests)
+    resume.last_saved = slot
+
+
+@pytest.mark.parametrize("cut_at", range(0, 16, 3))
+def test_a_kill_while_a_shared_state_is_put_aside_or_taken_up_loses_none(tmp_path: Path, cut_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every rename and deletion in turn is the last thing that a process does, as it is for the state of one rank (test_resume.py)."""
+
+    def start_of(work: str) -> ResumeFolder:
+        resume = ResumeFolder(tmp_path, work, lambda sentence: None)
+        found = resume.newest()
+        steps.append(None if found is None else found.step)
+        return resume
+
+    steps: list[int | None] = []
+    before = start_of("before")
+    save_shares(before, 1, 2)
+    save_shares(before, 2, 3)
+    for work, expected in (("after", None), ("before", 2), ("after", 5)):
+        left = [cut_at]
+
+        def dies(call: Any, left: list[int] = left) -> Any:
+            def instead(*arguments: Any, **keywords: Any) -> Any:
+                if left[0] == 0:
+                    raise KeyboardInterrupt
+                left[0] -= 1
+                return call(*arguments, **keywords)
+
+            return instead
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(Path, "replace", dies(Path.replace))
+            patch.setattr(Path, "unlink", dies(Path.unlink))
+            start_of(work)
+        resume = start_of(work)
+        assert steps[-1] == expected
+        if expected is None:
+            save_shares(resume, 5, 2)
 
 
 def saver(folder: Path, said: list[str] | None = None, on_saved: Any = lambda: None) -> Saver:

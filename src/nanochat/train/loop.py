@@ -169,7 +169,7 @@ class Trainer:
                 self._between_updates()
             if self.counters.val_step != steps:
                 self._validate()
-            self.saver.finish()
+            self._finish_saving()
         finally:
             self.saver.close()
             gc.enable()
@@ -231,7 +231,7 @@ class Trainer:
         self._beat("train")
 
     def _kept(self) -> str:
-        self.saver.finish()
+        self._finish_saving()
         return f"the state of step {self.saved_step} is kept in {self.resume.folder}" if self.saved_step >= 0 else "no earlier state was saved"
 
     def _tell_bad(self, kind: str, why: str, micro: MicroLosses, number: int, action: str) -> str:
@@ -308,7 +308,7 @@ class Trainer:
     def save(self, *, in_background: bool) -> None:
         """Save the resume state, each rank its share; in the background training goes on once it has been copied."""
         if self.saved_step == self.counters.step:
-            return self.saver.finish()
+            return self._finish_saving()
         self._beat("save")
         with progress.pause("save"):
             tensors = {**own_weights(self.model, self.optimizer), **own_state(self.model, self.optimizer)}
@@ -317,6 +317,12 @@ class Trainer:
                 self.saver.finish()
         self.saved_at, self.saved_step = time.monotonic(), self.counters.step
         return None
+
+    def _finish_saving(self) -> None:
+        """Wait for what is still being written; a slow disk is no step without progress."""
+        if self.saver.is_pending:
+            with progress.pause("save"):
+                self.saver.finish()
 
     def _load(self) -> None:
         """Go on from the newest slot, which rank 0 chooses."""

@@ -175,8 +175,9 @@ class ResumeFolder:
         """The newest of the slots, the others deleted: first, so that a kill in between leaves the newest to be found."""
         newest = None
         for slot in sorted(slots, key=lambda found: -found.step):
-            moved = [self.old / file.name for file in slot.tensors]  # a kill may have come between two of its files
-            if newest is None and (slot.damaged() is None or any(file.exists() for file in moved)):
+            # a kill may have come between two of its files: then some lie in old/, where its json comes last
+            is_on_the_way = any((self.old / file.name).exists() for file in slot.tensors) and not json_file(self.old / slot.name).exists()
+            if newest is None and (is_on_the_way or slot.damaged() is None):
                 newest = slot
             else:
                 slot.delete()
