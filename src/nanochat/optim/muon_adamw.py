@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanochat.optim.orthogonalize import ORTHOGONALIZERS
-from nanochat.optim.shares import EVERYBODY, Exchange, Piece, exchange_of, layout
+from nanochat.optim.shares import EVERYBODY, Copies, Exchange, Piece, exchange_of, layout
 
 MUON_DEFAULTS: dict[str, Any] = {
     "momentum": 0.95,
@@ -97,13 +97,12 @@ class MuonAdamW:
             every = iter(norms := list(torch._foreach_norm(gradients)) if gradients else [])
             self._norms = [list(islice(every, len(parts))) for parts in self._parts]
             return _norm(norms)
-        own: list[Tensor] = []
-        for group, exchange, present in zip(self.param_groups, self.exchanges, self._present, strict=True):
+        own, zero = list[Tensor](), next(iter(self.pieces)).new_zeros(())
+        for exchange, present in zip(self.exchanges, self._present, strict=True):
             parts = [Part(*part) for part in exchange.reduced(present)]
             self._parts.append(parts)
-            is_counted_elsewhere = self.rank > 0 and self.pieces[group["params"][0]][0].rank == EVERYBODY
-            counted = [] if is_counted_elsewhere else [part.gradient for part in parts]
-            own.append(_norm(torch._foreach_norm(counted)) if counted else group["params"][0].new_zeros(()))
+            counted = [] if isinstance(exchange, Copies) and self.rank > 0 else [part.gradient for part in parts]  # copies: once
+            own.append(_norm(torch._foreach_norm(counted)) if counted else zero)
         mine = torch.stack(own)
         every_rank = mine.new_empty(self.world_size * len(mine))
         dist.all_gather_single(every_rank, mine)  # and not summed on the way, so that all ranks have the very same norm

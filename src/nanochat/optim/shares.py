@@ -198,7 +198,7 @@ def exchange_of(kind: str, parameters: Sequence[Tensor], pieces: Sequence[Sequen
     """How a group is exchanged between ranks."""
     if kind == "muon":
         return Matrices(parameters, pieces, rank)
-    if any(piece.rank == EVERYBODY for parts in pieces for piece in parts):
+    if all(piece.rank == EVERYBODY for parts in pieces for piece in parts):
         return Copies()
     return EndToEnd(parameters, pieces, rank, ranks)
 

@@ -9,7 +9,7 @@ and the other ranks answer at once, so depth 26 at 1,024 ranks takes seconds and
 gradients and state, and the files of a saved state. Exit code 2 and one sentence for each stage that could not run.
 
 by hand: nanochat ranks 128 --configfile configs/speedrun.yaml
-         nanochat ranks 24 --configfile configs/gpt2.yaml --run d24 --stage base_train --gpu a100
+         nanochat ranks 16 --configfile configs/gpt2.yaml --run d24 --stage base_train --gpu a100
 """
 
 from dataclasses import dataclass
