@@ -38,7 +38,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lab, results = Lab.make(folder / "lab"), folder / "results"
     shutil.copytree(lab.tokenizer.parent, results / "tokenizers" / "lab")
     base, sft = results / "tiny" / "base_train", results / "tiny" / "chat_sft"
-    run(lab.base(base, validate_every=0, save_every_s=600))
+    run(lab.base(base, validate_every=0, save_every_s=600, keep={"every": 10, "last": 1}))
     rows = [{"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]} for question, answer in LEARNT]
     chats = fetched_rows(folder / "learnt", "chitchat", rows)
     mixture = [{"task": "chitchat", "epochs": 250}]
@@ -82,6 +82,14 @@ def test_a_base_model_goes_on_with_the_text_and_that_is_said_once(results: Path)
     first, second = done.stdout.splitlines()[0], done.stdout.splitlines()[-1]
     assert first and second and done.stderr.count("goes on with your text") == 1
     assert chat(results, "-i", "base", "-p", "The", "-t", "0").stdout != chat(results, "-i", "sft", "-p", "The", "-t", "0").stdout
+
+
+def test_a_model_kept_on_the_way_is_named_by_its_manifest(results: Path) -> None:
+    [kept] = (results / "tiny" / "base_train" / "checkpoints").iterdir()
+    assert kept.name == "step-000020"
+    done = chat(results, "--model", str(kept / "manifest.json"), "-p", "The", "-t", "0")
+    assert done.stdout.strip() and str(kept) in done.stderr
+    assert "give one of them" in chat(results, "--model", str(kept / "manifest.json"), "-i", "sft", "-p", "The", code=2).stderr
 
 
 def test_a_long_conversation_drops_its_oldest_turns_and_says_so_once(results: Path) -> None:

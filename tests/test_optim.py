@@ -1,8 +1,5 @@
-"""Muon and AdamW against torch's own and against the singular value decomposition."""
+"""Muon and AdamW against torch's own and against the singular value decomposition. Several ranks: test_shards.py."""
 
-import copy
-import multiprocessing
-import socket
 from typing import Any
 
 import pytest
@@ -236,36 +233,3 @@ def test_a_gradient_that_is_not_finite_is_an_error_that_changes_nothing(bad: flo
 def test_a_wrong_group_is_refused_with_its_key(group: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         MuonAdamW([{"params": weights(), **group}])
-
-
-# --- ranks -----------------------------------------------------------------------------------------------------------
-
-
-def _rank(rank: int, port: int, results: Any) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    parameters = weights(shapes=[*SHAPES, (16, 16)])
-    optimizer = MuonAdamW([{"kind": "muon", "params": parameters, "lr": 0.02, **EVERYTHING}], rank=rank, world_size=2)
-    results.put((rank, [value.numpy() for value in after(optimizer, parameters, 3)]))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-def test_two_ranks_take_the_step_of_one() -> None:
-    """Two optimizers, one for each number of ranks, once drifted apart."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [context.Process(target=_rank, args=(rank, port, results)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    found = dict(results.get(timeout=120) for _ in processes)
-    for process in processes:
-        process.join(60)
-    alone = weights(shapes=[*SHAPES, (16, 16)])
-    expected = after(MuonAdamW([{"kind": "muon", "params": alone, "lr": 0.02, **copy.deepcopy(EVERYTHING)}]), alone, 3)
-    for mine, other, single in zip(found[0], found[1], expected, strict=True):
-        assert (mine == other).all()
-        assert torch.allclose(torch.from_numpy(mine), single, atol=1e-6)

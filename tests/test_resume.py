@@ -25,7 +25,7 @@ from training_lab import Lab, final_bytes, logged_steps, metrics, run, run_until
 
 from nanochat.artifacts import canonical_json, read_manifest, sha256_bytes, write_json
 from nanochat.train.resume import ResumeFolder
-from nanochat.train.tensorfile import read_tensors
+from nanochat.train.tensorfile import TensorFiles
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_state_of_other_work_is_put_aside_with_what_has_changed_and_taken_up_whe
     assert start_of(tmp_path, AFTER)[1:] == (7, [])
     again, step, said = start_of(tmp_path, BEFORE)
     assert step == 3 and "/old: the state of step 3 belongs to this config and these inputs, taken up again" in said
-    assert read_tensors(again.tensors_path(again.last_saved))["weight"].tolist() == [3.0] * 10
+    assert TensorFiles([again.folder / f"{again.last_saved}.safetensors"]).whole("weight").tolist() == [3.0] * 10
     assert start_of(tmp_path, AFTER)[1] == 7, "changed to and fro"
 
 
@@ -347,6 +347,7 @@ def test_changed_config_puts_the_state_aside_and_says_what_has_changed(lab, copy
 
 def test_a_config_that_is_put_back_goes_on_with_the_same_bytes(lab, base, copy):
     other = lab.base(copy, optimizer={"matrix_lr": 0.03}, horizon={"steps": 100_000, "batch_tokens": 512})
+    (copy / "metrics.jsonl").unlink()  # whose updates are those of the run before
     code, said = run_until(other, copy, 3)
     assert code == -signal.SIGKILL and "optimizer.matrix_lr was 0.04, is 0.03" in said
     said = run(lab.base(copy))

@@ -21,7 +21,7 @@ from nanochat.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-# rank 0 alone saves, and a large state takes long on a slow disk; that a run is stuck is noticed by its supervisor, much sooner
+# a rank may wait long for one with a slow disk, when a run ends or is asked to stop; that a run is stuck is noticed by its supervisor, much sooner
 COLLECTIVE_MAY_WAIT = timedelta(hours=2)
 
 
@@ -216,13 +216,30 @@ class Runtime:
             dist.all_reduce(value, {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[op])
         return value
 
-    def any_rank(self, flag: bool) -> bool:
-        """Whether `flag` is true on any rank; every rank must ask at the same moment."""
+    def highest(self, *values: int) -> list[int]:
+        """The highest of each value on any rank; every rank must ask at the same moment."""
         if self.world_size == 1:
-            return flag
+            return list(map(int, values))
         import torch
 
-        return bool(self.all_reduce(torch.tensor(int(flag), device=self.device), "max").item())
+        found: list[int] = self.all_reduce(torch.tensor(list(map(int, values)), device=self.device), "max").tolist()
+        return found
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank; every rank must ask at the same moment."""
+        return bool(self.highest(flag)[0])
+
+    def gather_bytes(self, content: bytes) -> list[bytes]:
+        """What each rank brings, all of one length; every rank must bring it at the same moment."""
+        if self.world_size == 1:
+            return [content]
+        import torch
+        import torch.distributed as dist
+
+        mine = torch.tensor(list(content), dtype=torch.uint8, device=self.device)
+        every = mine.new_empty(len(content) * self.world_size)
+        dist.all_gather_single(every, mine)
+        return [bytes(part) for part in every.view(self.world_size, -1).tolist()]
 
     def barrier(self) -> None:
         """Wait for every rank."""

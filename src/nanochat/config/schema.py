@@ -17,7 +17,7 @@ NOT_A_SOURCE = ("wheels",)  # folders of resources/ that hold something else
 # Housekeeping: keys that decide when something is shown, measured or saved, or how much memory it takes, and that no weight and (but for
 # rounding) no score depends on. They are handed to the stage and are no part of what it is: a change of them reruns and discards nothing.
 # micro_batch_rows is none of them: its rounding goes into the weights and grows. Nor is validation_rows: it decides what is held out.
-HOUSEKEEPING = ("validate_every", "sample_every", "save_every_s", "batch_rows")
+HOUSEKEEPING = ("validate_every", "sample_every", "save_every_s", "keep", "batch_rows")
 # Keys that came later: they are part of what a stage is only where they are not neutral, so that what was made before them stays what it is.
 LATER = ("on_bad_step",)
 Name = Annotated[str, Field(pattern=NAME, max_length=64)]
@@ -226,6 +226,14 @@ class Horizon(Section):
         return self
 
 
+class Keep(Section):
+    """Models that a training stage keeps on its way, in checkpoints/ beside its results. A change reruns nothing."""
+
+    every: Count = 0  # steps between two; 0: none but the best
+    last: PositiveInt = 2  # how many of them stay, the newest
+    best: bool = False  # and the one with the lowest validation bits per byte
+
+
 class OnBadStep(Section):
     """What to do about a step that looks wrong. Bad steps are always said aloud, with the rows that they held (`nanochat data show`)."""
 
@@ -244,6 +252,7 @@ class TrainCommon(Section):
     sample_every: Count = 0  # 0: only at the end; a change of it reruns nothing
     save_every_s: Annotated[float, Field(gt=0)] = 600.0  # resume state, in seconds of wall time; a change of it reruns nothing
     on_bad_step: OnBadStep = OnBadStep()  # saved state goes on after a change of it, as long as no step was met that it matters for
+    keep: Keep = Keep()  # models on the way
 
 
 class BaseTrain(TrainCommon):

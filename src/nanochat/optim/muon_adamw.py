@@ -1,19 +1,22 @@
 """One optimizer for a whole model: Muon for matrices, AdamW for embeddings, head and scalars.
 
 Groups are dicts: {"kind": "muon" | "adamw", "params": [...], "lr": ...} and the keys of MUON_DEFAULTS or ADAMW_DEFAULTS,
-all neutral unless set. Every rank calls `step` with equal gradients; the costly part of Muon is then divided among them.
+all neutral unless set. The same class serves one rank and many: each brings the gradients of its own rows, keeps a share of the state
+(optim/shares.py), and has all weights afterwards.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from nanochat.optim.orthogonalize import ORTHOGONALIZERS
+from nanochat.optim.shares import EVERYBODY, Copies, Exchange, Piece, exchange_of, layout
 
 MUON_DEFAULTS: dict[str, Any] = {
     "momentum": 0.95,
@@ -28,10 +31,19 @@ ADAMW_DEFAULTS: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_de
 DEFAULTS = {"muon": MUON_DEFAULTS, "adamw": ADAMW_DEFAULTS}
 
 
+class Part(NamedTuple):
+    """What this rank updates of a parameter: all of it, or a flat view of its piece, and the summed gradient of that."""
+
+    parameter: Tensor  # the key of its state
+    weight: Tensor
+    gradient: Tensor
+
+
 class MuonAdamW:
     """Muon (momentum with Nesterov's look-ahead, orthogonalized) and AdamW, by group. Same inputs, same bits.
 
     Groups and state look as in torch.optim, whose base class it does without: that imports torch.compile, 1.8 s at every start.
+    `state` holds what this rank keeps; `reduce` and `step` are called by all ranks together.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, rank: int = 0, world_size: int = 1) -> None:
@@ -41,52 +53,140 @@ class MuonAdamW:
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         if len(set(parameters)) < len(parameters):
             raise ValueError("params: a parameter stands in two places; name each once")
+        pieces = layout([(group["kind"], [parameter.shape for parameter in group["params"]]) for group in self.param_groups], world_size)
+        self.pieces: dict[Tensor, list[Piece]] = dict(zip(parameters, (piece for group in pieces for piece in group), strict=True))
+        self.exchanges: list[Exchange] = []
+        if world_size > 1:
+            groups_pieces = zip(self.param_groups, pieces, strict=True)
+            self.exchanges = [exchange_of(group["kind"], group["params"], of_group, rank, world_size) for group, of_group in groups_pieces]
+        self._parts: list[list[Part]] = []  # by group, once gradients are reduced
+        self._norms: list[list[Tensor]] = []  # by group; their norm is that of the group
+
+    def own_piece(self, parameter: Tensor) -> Piece | None:
+        """What this rank keeps of a parameter; None: nothing."""
+        return next((piece for piece in self.pieces[parameter] if piece.rank in (self.rank, EVERYBODY)), None)
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
+        self._parts = []
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Update every parameter that has a gradient. Non-finite gradients are an error before anything is changed."""
-        norm = gradient_norm(parameter for group in self.param_groups for parameter in group["params"])
+    def reduce(self) -> float:
+        """Sum the gradients of all ranks, of which each keeps its share; returns the norm of them all, the same on every rank.
+
+        It is not finite if any gradient is not. Until here a rank holds whole gradients: they are sums over its micro-batches.
+        """
+        self.start_reduce()
+        return float(self.finish_reduce())
+
+    def start_reduce(self) -> None:
+        """Start to send everything."""
+        self._parts = []
+        self._present = [[parameter for parameter in group["params"] if parameter.grad is not None] for group in self.param_groups]
+        for number, exchange in enumerate(self.exchanges):
+            exchange.start_reduce(self._present[number])
+
+    def finish_reduce(self) -> Tensor:
+        """Wait, group by group, and take norms meanwhile; returns the norm of all gradients."""
+        if self.world_size == 1:
+            self._parts = [[Part(parameter, parameter, parameter.grad) for parameter in present] for present in self._present]
+            gradients = [part.gradient for parts in self._parts for part in parts]
+            every = iter(norms := list(torch._foreach_norm(gradients)) if gradients else [])
+            self._norms = [list(islice(every, len(parts))) for parts in self._parts]
+            return _norm(norms)
+        own, zero = list[Tensor](), next(iter(self.pieces)).new_zeros(())
+        for exchange, present in zip(self.exchanges, self._present, strict=True):
+            parts = [Part(*part) for part in exchange.reduced(present)]
+            self._parts.append(parts)
+            counted = [] if isinstance(exchange, Copies) and self.rank > 0 else [part.gradient for part in parts]  # copies: once
+            own.append(_norm(torch._foreach_norm(counted)) if counted else zero)
+        mine = torch.stack(own)
+        every_rank = mine.new_empty(self.world_size * len(mine))
+        dist.all_gather_single(every_rank, mine)  # and not summed on the way, so that all ranks have the very same norm
+        of_groups = torch.linalg.vector_norm(every_rank.view(self.world_size, -1), dim=0)
+        self._norms = [[norm] for norm in of_groups]
+        return _norm(list(of_groups))
+
+    def gradient_bytes(self) -> int:
+        """Size of what this rank holds of the summed gradients."""
+        return sum(part.gradient.numel() * part.gradient.element_size() for parts in self._parts for part in parts)
+
+    def group_norms(self) -> list[float]:
+        """Norm of the gradient of each group, as last reduced; the same on every rank."""
+        return [float(_norm(norms)) for norms in self._norms]
+
+    @torch.no_grad()
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply what was reduced."""
+        if gradients := [part.gradient for parts in self._parts for part in parts]:
+            torch._foreach_mul_(gradients, factor)
+
+    @torch.no_grad()
+    def step(self, norm: float | None = None) -> None:
+        """Update every parameter that has a gradient. Non-finite gradients are an error before anything is changed.
+
+        `norm`: what `reduce` has returned; without it gradients are reduced first.
+        """
+        norm = self.reduce() if norm is None else norm
         if not math.isfinite(norm):
             raise FloatingPointError(f"gradient norm is {norm}: {self._first_bad_parameter()}; lower the learning rates or look at the data of this step")
-        for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        self.update()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Update this rank's share from what was reduced, and exchange weights; a group is on its way while the next one is computed."""
+        for number, (group, parts) in enumerate(zip(self.param_groups, self._parts, strict=True)):
             if group["kind"] == "adamw":
-                self._adamw(group, parameters)
+                self._adamw(group, parts)
+                self._send(number, self._present[number])
                 continue
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
-            for parameter in parameters:
+            for parameter in self._present[number]:
                 by_shape[parameter.shape].append(parameter)
+            own = {part.parameter: part for part in parts}
             for same in by_shape.values():
-                self._muon(group, same)
+                if mine := [own[parameter] for parameter in same if parameter in own]:
+                    self._muon(group, mine)
+                self._send(number, same)
+        for exchange in self.exchanges:
+            exchange.gathered()
+
+    def _send(self, number: int, parameters: Sequence[Tensor]) -> None:
+        if self.exchanges and parameters:
+            self.exchanges[number].start_gather(parameters)
 
     def _first_bad_parameter(self) -> str:
-        for number, group in enumerate(self.param_groups):
-            for place, parameter in enumerate(group["params"]):
-                if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-                    return f"first in parameter {place} of group {number} ({group['kind']}, shape {tuple(parameter.shape)})"
-        return "though each gradient alone is finite"
+        """In the order of groups and parameters; with several ranks each looks at its own share."""
+        places = [(number, place) for number, group in enumerate(self.param_groups) for place in range(len(group["params"]))]
+        bad = {part.parameter for parts in self._parts for part in parts if not torch.isfinite(part.gradient).all()}
+        found = [index for index, (number, place) in enumerate(places) if self.param_groups[number]["params"][place] in bad]
+        first = torch.tensor(min(found, default=len(places)), device=self.param_groups[0]["params"][0].device)
+        if self.world_size > 1:
+            dist.all_reduce(first, dist.ReduceOp.MIN)
+        if first == len(places):
+            return "though each gradient alone is finite"
+        number, place = places[int(first)]
+        group = self.param_groups[number]
+        return f"first in parameter {place} of group {number} ({group['kind']}, shape {tuple(group['params'][place].shape)})"
 
     # --- AdamW -------------------------------------------------------------------------------------------------------
 
-    def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        if not parameters:
+    def _adamw(self, group: dict[str, Any], parts: list[Part]) -> None:
+        if not parts:
             return
-        for parameter in parameters:
+        for parameter, weight, _ in parts:
             if not self.state[parameter]:
                 step = torch.zeros((), device=parameter.device)  # the fused kernel reads it where the weights are
-                self.state[parameter] = {"step": step, "mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        means, squares, steps = ([self.state[parameter][key] for parameter in parameters] for key in ("mean", "square", "step"))
+                self.state[parameter] = {"step": step, "mean": torch.zeros_like(weight), "square": torch.zeros_like(weight)}
+        states = [self.state[part.parameter] for part in parts]
+        means, squares, steps = ([state[key] for state in states] for key in ("mean", "square", "step"))
         torch._foreach_add_(steps, 1)
         torch._fused_adamw_(  # one pass over memory instead of eight
-            parameters,
-            gradients,
+            [part.weight for part in parts],
+            [part.gradient for part in parts],
             means,
             squares,
             [],
@@ -102,13 +202,14 @@ class MuonAdamW:
 
     # --- Muon --------------------------------------------------------------------------------------------------------
 
-    def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+    def _muon(self, group: dict[str, Any], parts: list[Part]) -> None:
         """Update matrices of one shape (M, N), stacked as (K, M, N)."""
+        parameters = [part.parameter for part in parts]
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter] = {"momentum": torch.zeros_like(parameter)}
         momenta = [self.state[parameter]["momentum"] for parameter in parameters]
-        gradients = torch.stack([parameter.grad for parameter in parameters if parameter.grad is not None])
+        gradients = torch.stack([part.gradient for part in parts])
         torch._foreach_lerp_(momenta, list(gradients.unbind()), 1 - group["momentum"])
         updates = gradients.lerp_(torch.stack(momenta), group["momentum"])  # Nesterov: this gradient, moved towards the average
         updates = self._orthogonalized(group, updates)
@@ -121,19 +222,10 @@ class MuonAdamW:
         torch._foreach_add_(parameters, list(updates.unbind()), alpha=-lr)
 
     def _orthogonalized(self, group: dict[str, Any], updates: Tensor) -> Tensor:
-        """Each matrix of the stack (K, M, N) made orthogonal; ranks share the work."""
+        """Each matrix of the stack (K, M, N) made orthogonal."""
         if group["row_equilibration"]:
             updates = updates / (torch.linalg.vector_norm(updates, dim=-1, keepdim=True) + 1e-7)
-        work = updates.to(work_dtype(updates.device))
-        orthogonalize = ORTHOGONALIZERS[group["orthogonalizer"]]
-        if self.world_size == 1:
-            done = orthogonalize(work)
-        else:
-            share = -(-len(work) // self.world_size)
-            padded = torch.cat([work, work.new_zeros(share * self.world_size - len(work), *work.shape[1:])])
-            mine = orthogonalize(padded[self.rank * share : (self.rank + 1) * share]).contiguous()
-            dist.all_gather(list(torch.split(padded, share)), mine)
-            done = padded[: len(work)]
+        done = ORTHOGONALIZERS[group["orthogonalizer"]](updates.to(work_dtype(updates.device)))
         done = done.to(updates.dtype)
         if group["row_equilibration"]:  # the norm that an exactly orthogonal matrix has
             done = done * (math.sqrt(min(done.shape[-2:])) / (torch.linalg.vector_norm(done, dim=(-2, -1), keepdim=True) + 1e-7))
@@ -171,12 +263,10 @@ def work_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if is_fast else torch.float32
 
 
-def gradient_norm(parameters: Iterable[Tensor]) -> float:
-    """Euclidean norm of all gradients together; non-finite if any of them is."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients:
-        return 0.0
-    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+def _norm(norms: Sequence[Tensor]) -> Tensor:
+    """Norm of all vectors together that have these norms."""
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(list(norms))) if norms else torch.zeros(())
+    return norm
 
 
 def _checked(group: dict[str, Any]) -> dict[str, Any]:

@@ -110,7 +110,8 @@ def _described(section: Any, config: ModelConfig, plan: TrainingPlan, *, read_by
         save_every_s=section.save_every_s,
     )
     memory = training_memory(config, plan.micro_batch_rows)
-    kept = weights + optimizer * keep_optimizer
+    on_the_way = (section.keep.last + 1 if section.keep.every else 0) + 2 * section.keep.best  # the most there are at a time (stages/checkpoints.py)
+    kept = weights * (1 + on_the_way) + optimizer * keep_optimizer
     return Training(config, plan, work, memory, kept, RESUME_SLOTS * (weights + optimizer), bool(conversations))
 
 

@@ -10,6 +10,7 @@ answer, at the prompt it leaves, as Ctrl-D does. A base model is not a chat part
 
 by hand: nanochat chat
          nanochat chat -i base -p "The capital of France is"
+         nanochat chat --model results/d4/base_train/checkpoints/step-000500/manifest.json
 """
 
 import sys
@@ -20,6 +21,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from nanochat.artifacts import read_manifest
 from nanochat.config import PHASES
 from nanochat.errors import UserError
 from nanochat.serve.models import choose_phase, choose_run, model_manifest, tokenizer_of
@@ -47,9 +49,13 @@ class Parser(ArgumentParser):
 def main(arguments: list[str]) -> None:
     """Find the model, load it, talk."""
     flags = _flags(arguments)
-    run = choose_run(flags.results, flags.run)
-    phase = choose_phase(flags.results, run, flags.phase)
-    manifest = model_manifest(flags.results, run, phase)
+    if flags.model is None:
+        run = choose_run(flags.results, flags.run)
+        phase = choose_phase(flags.results, run, flags.phase)
+        manifest, said = model_manifest(flags.results, run, phase), f"run {run}, phase {phase}"
+    else:
+        read_manifest(flags.model, files=["model.json", "model.safetensors"])
+        manifest, said = flags.model, str(flags.model)
     tokenizer = tokenizer_of(flags.results, manifest)
     for stream in (sys.stdin, sys.stdout, sys.stderr):  # what cannot be read or shown becomes a question mark, not a crash
         if isinstance(stream, TextIOWrapper):
@@ -57,7 +63,7 @@ def main(arguments: list[str]) -> None:
     terminal = Terminal(colour=sys.stdout.isatty())
     dialogue = load(manifest, tokenizer, flags)
     try:
-        terminal.note(f"run {run}, phase {phase}, {sum(weight.numel() for weight in dialogue.engine.model.parameters()) / 1e6:.1f}M parameters")
+        terminal.note(f"{said}, {sum(weight.numel() for weight in dialogue.engine.model.parameters()) / 1e6:.1f}M parameters")
         if not dialogue.is_chat:
             terminal.note("a base model has not learnt to converse: it goes on with your text")
         if flags.prompt is not None:
@@ -74,6 +80,7 @@ def _flags(arguments: list[str]) -> Namespace:
     parser.add_argument("-i", "--phase", choices=PHASES, help="phase of the model (default: the last that is finished)")
     parser.add_argument("--run", help="run of the experiment (default: the only one)")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the results (default: results)")
+    parser.add_argument("--model", type=Path, metavar="MANIFEST", help="a model by its manifest, such as one in checkpoints/, instead of run and phase")
     parser.add_argument("-p", "--prompt", help="answer this and end")
     parser.add_argument("-t", "--temperature", type=temperature, default=0.6, help="0: always the likeliest token (default: 0.6)")
     parser.add_argument("-k", "--top-k", type=top_k, default=50, help="choose among so many tokens, 0: all (default: 50)")
@@ -82,6 +89,8 @@ def _flags(arguments: list[str]) -> Namespace:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: cuda, else mps, else cpu")
     parser.add_argument("--threads", type=count, help="CPU threads")
     flags = parser.parse_args(arguments)
+    if flags.model is not None and (flags.run or flags.phase):
+        raise UserError(f"--model={flags.model}: names one model, and --run or --phase another; give one of them")
     if flags.prompt is not None and not flags.prompt.strip():
         raise UserError("-p: empty; give the words to answer")
     return flags

@@ -70,10 +70,11 @@ def main(arguments: list[str]) -> None:
         chosen = np.array(sample_indices(len(held_out), section.validation_rows, 0))
         validate = validation_hook(model, runtime, lambda places: next_token_pairs(held_out.rows(chosen[places])), len(chosen), tokenizer.token_bytes())
         sampler = Sampler(model, tokenizer, {prompt: [tokenizer.bos, *tokenizer.encode(prompt)] for prompt in TEXT_PROMPTS})
-        counters = train(current, model, optimizer, plan, batches, resolved, validate=validate, sampler=sampler)
+        description = {"phase": "base", "tokenizer_sha256": tokenizer.sha256, "training": plan.to_dict()}
+        counters = train(current, model, optimizer, plan, batches, resolved, description=description, validate=validate, sampler=sampler)
         finish(
             *(current, model, plan, counters),
-            description={"phase": "base", "tokenizer_sha256": tokenizer.sha256, "training": plan.to_dict()},
+            description=description,
             counts={"rows": len(rows), "validation_rows": len(chosen), "epochs": round(plan.steps * plan.rows_per_step / len(rows), 4), **mixture},
             sampler=sampler,
             optimizer=optimizer,

@@ -24,13 +24,14 @@ from nanochat.model.gpt import GPT
 from nanochat.model.weights import DESCRIPTION, WEIGHTS, save_weights
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.runtime import Runtime, StopRequest, log, slurm_job_id
+from nanochat.stages.checkpoints import Checkpoints
 from nanochat.stages.samples import Sampler
 from nanochat.train.batches import ConversationBatches, TextBatches
 from nanochat.train.loop import Counters, Settings, Trainer, Validation
 from nanochat.train.metrics import Heartbeat
 from nanochat.train.resume import FOLDER
 from nanochat.train.scaling import TrainingPlan
-from nanochat.train.state import optimizer_tensors
+from nanochat.train.state import gathered, named_parameters, own_state
 from nanochat.train.tensorfile import write_tensors
 from nanochat.train.update import Rows, to_device
 
@@ -226,10 +227,11 @@ def train(
     batches: TextBatches | ConversationBatches,
     section: Mapping[str, Any],
     *,
+    description: Mapping[str, Any],
     validate: Callable[[], Validation | None],
     sampler: Sampler,
 ) -> Counters:
-    """Run the loop with the stage's settings."""
+    """Run the loop with the stage's settings. `description`: what the model.json of a model that is kept on the way says besides."""
     work, runtime = current.work, current.runtime
     settings = Settings(
         name=work.stage,
@@ -247,6 +249,8 @@ def train(
             f"{plan.accumulation} x {plan.micro_batch_rows} rows x {plan.ranks} ranks on {runtime.facts.get('device_name', runtime.device.type)}; "
             f"started up in {time.monotonic() - current.started:.1f} s"
         )
+    identity: dict[str, Any] = {"stage": work.stage, "config": work.config, "inputs": work.inputs}
+    checkpoints = Checkpoints(work.folder, section["keep"], model, identity, description) if runtime.is_main else None
     trainer = Trainer(
         *(model, optimizer, plan, batches, runtime),
         folder=work.folder,
@@ -258,8 +262,13 @@ def train(
         sample=sampler.show,
         on_save=current.story.beat if current.story is not None else lambda: None,
         row_ids=batches.row_ids,
+        keep=checkpoints.look if checkpoints is not None else lambda counters: None,
     )
-    return trainer.run()
+    try:
+        return trainer.run()
+    finally:
+        if checkpoints is not None:
+            checkpoints.close()
 
 
 def finish(
@@ -274,15 +283,15 @@ def finish(
     optimizer: MuonAdamW | None,
 ) -> None:
     """Write the outputs, the manifest last; then the resume state is no longer needed. `optimizer`: kept for a warm start, or not."""
+    state = gathered(own_state(model, optimizer), named_parameters(model), current.runtime) if optimizer is not None else {}
     if current.story is None:
         return
     work, folder = current.work, current.work.folder
-    outputs = [WEIGHTS, DESCRIPTION]
+    outputs = [WEIGHTS, DESCRIPTION, *([OPTIMIZER] if state else [])]
     save_weights(model, work.weights)
     artifacts.write_json(folder / DESCRIPTION, {"architecture": model.config.to_dict(), "step": counters.step, **description})
-    if optimizer is not None:
-        write_tensors(folder / OPTIMIZER, optimizer_tensors(model, optimizer))
-        outputs.append(OPTIMIZER)
+    if state:
+        write_tensors(folder / OPTIMIZER, state)
     else:
         (folder / OPTIMIZER).unlink(missing_ok=True)
     artifacts.write_json(folder / "samples.json", sampler.show(log))

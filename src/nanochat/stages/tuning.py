@@ -26,7 +26,7 @@ from nanochat.train.resume import FOLDER
 from nanochat.train.scaling import plan_tune
 from nanochat.train.sizes import shape_of
 from nanochat.train.state import restore_optimizer
-from nanochat.train.tensorfile import read_tensors
+from nanochat.train.tensorfile import TensorFiles
 from nanochat.train.update import build_optimizer
 
 TRAINING, VALIDATION, PACKED = "rows.bin", "validation.bin", "packed.json"
@@ -83,10 +83,11 @@ def tune(kind: Tuning, docstring: str | None, arguments: list[str]) -> None:
         batches = ConversationBatches(rows, rows_per_step=plan.rows_per_step, seed=section.seed)
         validate = validation_hook(model, runtime, held_out.pairs, len(held_out), tokenizer.token_bytes())
         sampler = Sampler.chat(model, tokenizer)
-        counters = train(current, model, optimizer, plan, batches, settings, validate=validate, sampler=sampler)
+        description = {"phase": kind.phase, "tokenizer_sha256": tokenizer.sha256, "training": parent["training"]}
+        counters = train(current, model, optimizer, plan, batches, settings, description=description, validate=validate, sampler=sampler)
         finish(
             *(current, model, plan, counters),
-            description={"phase": kind.phase, "tokenizer_sha256": tokenizer.sha256, "training": parent["training"]},
+            description=description,
             counts={**counts, "epochs": round(plan.steps * plan.rows_per_step / len(rows), 4)},
             sampler=sampler,
             optimizer=optimizer if kind.keep_optimizer else None,
@@ -125,7 +126,7 @@ def warm_start(model: GPT, optimizer: MuonAdamW, flags: Namespace, runtime: Runt
         file = verified_file(flags.model, OPTIMIZER)
     except UserError as problem:
         raise UserError(f"{problem}; or, without training that model again, set warm_start_optimizer: false") from None
-    found = restore_optimizer(model, optimizer, read_tensors(file))
+    found = restore_optimizer(model, optimizer, TensorFiles([file]))
     if runtime.is_main:
         log(f"optimizer warm-started: {found} parameters from {flags.model}")
 

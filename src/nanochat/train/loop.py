@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nanochat import progress
 from nanochat.config import OnBadStep
 from nanochat.errors import Stopped, UserError
@@ -22,9 +20,10 @@ from nanochat.runtime import Runtime, StopRequest
 from nanochat.train.badsteps import MOST_IN_A_ROW, RowIds, named_rows, rows_of, spike
 from nanochat.train.metrics import Heartbeat, MetricsFile, Progress
 from nanochat.train.resume import SLOTS, ResumeFolder
+from nanochat.train.saving import Saver
 from nanochat.train.scaling import TrainingPlan
-from nanochat.train.state import model_tensors, optimizer_tensors, restore_model, restore_optimizer
-from nanochat.train.tensorfile import read_tensors
+from nanochat.train.state import own_state, own_weights, restore_model, restore_optimizer
+from nanochat.train.tensorfile import TensorFiles
 from nanochat.train.update import BadStepError, Batches, MicroLosses, Model, Update, make_update
 
 SMOOTHING = 0.9  # of the logged loss
@@ -114,7 +113,7 @@ class Counters:
 
 
 class Trainer:
-    """One training run on this rank. Every rank builds one; rank 0 writes."""
+    """One training run on this rank. Every rank builds one and saves its share of the state; rank 0 writes all else."""
 
     def __init__(
         self,
@@ -132,15 +131,17 @@ class Trainer:
         validate: Callable[[], Validation | None] = lambda: None,
         sample: Callable[[Callable[[str], None]], object] = lambda say: None,
         on_save: Callable[[], None] = lambda: None,
+        keep: Callable[[Counters], None] = lambda counters: None,
         row_ids: RowIds | None = None,
     ) -> None:
-        """`validate` is called on every rank and returns the same on each; `sample` on rank 0, with a way to print; `row_ids` names the rows of a step."""
+        """`validate` is called on every rank and returns the same on each; `sample`, with a way to print, and `keep` on rank 0; `row_ids` names rows."""
         self.model, self.optimizer, self.plan, self.batches, self.runtime = model, optimizer, plan, batches, runtime
         self.folder, self.settings, self.stop = folder, settings, stop if stop is not None else StopRequest()
-        self.validate, self.sample, self.on_save, self.row_ids = validate, sample, on_save, row_ids
+        self.validate, self.sample, self.keep, self.row_ids = validate, sample, keep, row_ids
         self.counters = Counters()
         self.progress = Progress(settings.name, steps=plan.steps, batch_tokens=plan.batch_tokens, quiet=not runtime.is_main)
         self.resume = ResumeFolder(folder, fingerprint, self.progress.say, work)
+        self.saver = Saver(self.resume, runtime, say=self.progress.say, on_saved=on_save)
         self.metrics: MetricsFile | None = None
         self.heartbeat = Heartbeat(folder) if runtime.is_main else None
         self.saved_at = time.monotonic()
@@ -157,7 +158,7 @@ class Trainer:
         self._beat("train")
         try:
             while self.counters.step < steps:
-                self._stop_if_asked(self.stop.by_signal if self.counters.step == start else bool(self.stop))
+                self._save_or_stop(self.stop.by_signal if self.counters.step == start else bool(self.stop))
                 self._update()
                 if self.counters.step == start + 1:
                     gc.collect()
@@ -168,7 +169,9 @@ class Trainer:
                 self._between_updates()
             if self.counters.val_step != steps:
                 self._validate()
+            self._finish_saving()
         finally:
+            self.saver.close()
             gc.enable()
             gc.unfreeze()
             self.progress.close()
@@ -228,6 +231,7 @@ class Trainer:
         self._beat("train")
 
     def _kept(self) -> str:
+        self._finish_saving()
         return f"the state of step {self.saved_step} is kept in {self.resume.folder}" if self.saved_step >= 0 else "no earlier state was saved"
 
     def _tell_bad(self, kind: str, why: str, micro: MicroLosses, number: int, action: str) -> str:
@@ -266,8 +270,8 @@ class Trainer:
             if settings.sample_every and step % settings.sample_every == 0 and self.runtime.is_main:
                 with progress.pause("sample"):
                     self.sample(self.progress.say)
-            if self.runtime.is_main and time.monotonic() - self.saved_at >= settings.save_every_s:
-                self.save()
+            if self.runtime.is_main:
+                self.keep(self.counters)
 
     def _validate(self) -> None:
         self._beat("validate")
@@ -287,37 +291,51 @@ class Trainer:
 
     # --- resume state ------------------------------------------------------------------------------------------------
 
-    def _stop_if_asked(self, asked: bool) -> None:
-        if not self.runtime.any_rank(asked):
-            return
-        reason = self.stop.reason or "another rank was asked to"
-        if self.runtime.is_main:
-            self.save()
-        self.runtime.barrier()
-        raise Stopped(f"stopped ({reason}) at step {self.counters.step} of {self.plan.steps}, state saved; run the same command again to go on")
+    def _save_or_stop(self, asked: bool) -> None:
+        """Between two updates all ranks agree on what to do: seal the state that they have written, save another one (rank 0 has the clock), stop."""
+        due = self.runtime.is_main and self.counters.step > self.saved_step and time.monotonic() - self.saved_at >= self.settings.save_every_s
+        stop, save, writing = self.runtime.highest(asked, due and self.counters.step > 0, self.saver.is_writing)
+        if self.saver.is_pending and not writing:
+            self.saver.seal()
+        if stop:
+            self.save(in_background=False)
+            self.runtime.barrier()
+            reason = self.stop.reason or "another rank was asked to"
+            raise Stopped(f"stopped ({reason}) at step {self.counters.step} of {self.plan.steps}, state saved; run the same command again to go on")
+        if save:
+            self.save(in_background=True)
 
-    def save(self) -> None:
-        """Write the resume state. Rank 0 only: weights and optimizer are equal on all ranks."""
+    def save(self, *, in_background: bool) -> None:
+        """Save the resume state, each rank its share; in the background training goes on once it has been copied."""
         if self.saved_step == self.counters.step:
-            return
+            return self._finish_saving()
         self._beat("save")
         with progress.pause("save"):
-            self.resume.save(asdict(self.counters), {**model_tensors(self.model), **optimizer_tensors(self.model, self.optimizer)})
+            tensors = {**own_weights(self.model, self.optimizer), **own_state(self.model, self.optimizer)}
+            self.saver.start(asdict(self.counters), tensors, in_background=in_background)
+            if not in_background:
+                self.saver.finish()
         self.saved_at, self.saved_step = time.monotonic(), self.counters.step
-        self.on_save()
+        return None
+
+    def _finish_saving(self) -> None:
+        """Wait for what is still being written; a slow disk is no step without progress."""
+        if self.saver.is_pending:
+            with progress.pause("save"):
+                self.saver.finish()
 
     def _load(self) -> None:
         """Go on from the newest slot, which rank 0 chooses."""
         newest = self.resume.newest() if self.runtime.is_main else None
-        mine = torch.tensor(1 + SLOTS.index(newest.name) if newest else 0, device=self.runtime.device)
-        chosen = int(self.runtime.all_reduce(mine, "max"))
+        [chosen] = self.runtime.highest(1 + SLOTS.index(newest.name) if newest else 0)
         if not chosen:
             return
-        slot = self.resume.described(SLOTS[chosen - 1])
+        slot = newest or self.resume.described(SLOTS[chosen - 1])
         assert slot is not None, "rank 0 has just read it"
-        tensors = read_tensors(slot.tensors)
-        restore_model(self.model, tensors)
-        restore_optimizer(self.model, self.optimizer, tensors)
+        self.resume.last_saved = slot.name
+        files = TensorFiles(slot.tensors)
+        restore_model(self.model, files)
+        restore_optimizer(self.model, self.optimizer, files)
         self.counters = Counters(**slot.counters)
         self.saved_step = self.counters.step
         self.progress.say(f"resumed at step {self.counters.step} of {self.plan.steps}")

@@ -1,20 +1,22 @@
 """Resume state: two slots written in turn, so that a kill or a full disk in the middle of a save never costs both.
 
 resume/a.safetensors, a.json (and b): tensors of model and optimizer; counters, their sha256, the work that they belong to (stage, config, sha256
-of each input) and its fingerprint. The json is written last: a slot without it does not exist.
+of each input) and its fingerprint. The json is written last: a slot without it does not exist. Several ranks write a file of tensors each,
+a.1-of-3.safetensors and so on; any number of ranks reads them.
 
 State of other work, left behind when a config or an input was changed, is said aloud key by key and put aside into resume/old/, one state at most.
 When the old values are put back it is taken up again.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from nanochat import progress
 from nanochat.artifacts import canonical_json, sha256_bytes, sha256_file, sync_folder, write_json
 from nanochat.runtime import log
 from nanochat.train.badsteps import goes_on
@@ -31,8 +33,8 @@ SENTENCES = 20  # about what has changed; another recipe changes every key
 class Slot:
     """A saved state as its json describes it."""
 
-    tensors: Path
-    sha256: str
+    place: Path  # of its json, without .json
+    sha256: tuple[str, ...]  # of each file of tensors
     counters: dict[str, Any]
     fingerprint: str
     work: dict[str, Any]  # stage, config, inputs; empty in a slot that was written before they were
@@ -40,25 +42,46 @@ class Slot:
     @property
     def name(self) -> str:
         """a or b."""
-        return self.tensors.stem
+        return self.place.name
+
+    @property
+    def tensors(self) -> list[Path]:
+        """Its files of tensors, one for each rank that saved it."""
+        return tensor_files(self.place, len(self.sha256))
 
     @property
     def step(self) -> int:
         """After how many updates it was saved."""
         return int(self.counters["step"])
 
-    def is_whole(self) -> bool:
-        """Whether its tensors are those that were saved."""
-        return self.tensors.is_file() and sha256_file(self.tensors) == self.sha256
+    def damaged(self) -> Path | None:
+        """The first file of tensors that is not as it was saved."""
+        stated = zip(self.tensors, self.sha256, strict=True)
+        return next((file for file, digest in stated if not file.is_file() or sha256_file(file) != digest), None)
 
     def delete(self) -> None:
-        """Delete both files, the json first."""
-        for file in (self.tensors.with_suffix(".json"), self.tensors):
+        """Delete all files, the json first."""
+        for file in (json_file(self.place), *self.tensors):
             file.unlink(missing_ok=True)
 
 
+def json_file(place: Path) -> Path:
+    """What describes a slot, and is written last."""
+    return place.with_name(f"{place.name}.json")
+
+
+def tensor_files(place: Path, ranks: int) -> list[Path]:
+    """Files of a slot's tensors: one for each rank that saves it."""
+    if ranks == 1:
+        return [place.with_name(f"{place.name}.safetensors")]
+    return [place.with_name(f"{place.name}.{rank + 1}-of-{ranks}.safetensors") for rank in range(ranks)]
+
+
 class ResumeFolder:
-    """The two slots of one stage. `save` and `newest` are for rank 0. `work`: stage, config and inputs, from which the fingerprint is made."""
+    """The two slots of one stage. Rank 0 frees one, every rank writes its share into it, rank 0 seals it; `newest` is for rank 0.
+
+    `work`: stage, config and inputs, from which the fingerprint is made.
+    """
 
     def __init__(self, stage_folder: Path, fingerprint: str, say: Callable[[str], None] = log, work: Mapping[str, Any] | None = None) -> None:
         self.folder = Path(stage_folder) / FOLDER
@@ -67,19 +90,32 @@ class ResumeFolder:
         self.say = say
         self.last_saved: str | None = None
 
-    def tensors_path(self, slot: str) -> Path:
-        """File of a slot's tensors."""
-        return self.folder / f"{slot}.safetensors"
+    @property
+    def next_slot(self) -> str:
+        """The slot that was not written last."""
+        return SLOTS[1] if self.last_saved == SLOTS[0] else SLOTS[0]
+
+    def free(self, slot: str) -> None:
+        """From now on the slot does not exist, whatever happens; a save never needs room for three states."""
+        json_file(self.folder / slot).unlink(missing_ok=True)  # first
+        for file in [*self.folder.glob(f"{slot}.*safetensors"), *self.folder.glob(f".{slot}.*.partial")]:
+            file.unlink(missing_ok=True)
+
+    def write(self, slot: str, tensors: Mapping[str, Tensor], *, rank: int = 0, ranks: int = 1, on_piece: Callable[[], object] = progress.beat) -> str:
+        """Write a rank's share into a slot that was freed; returns its sha256."""
+        return write_tensors(tensor_files(self.folder / slot, ranks)[rank], tensors, on_piece)
+
+    def seal(self, slot: str, counters: Mapping[str, Any], digests: Sequence[str]) -> None:
+        """Make the slot exist, once all ranks have written: `digests` are theirs, in order. `counters` must hold `step`."""
+        sha256 = digests[0] if len(digests) == 1 else list(digests)
+        content = {"fingerprint": self.fingerprint, "work": self.work, "sha256": sha256, "counters": dict(counters)}
+        write_json(json_file(self.folder / slot), {**content, "seal": sha256_bytes(canonical_json(content).encode())})
 
     def save(self, counters: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Write the slot that was not written last. `counters` must hold `step`."""
-        slot = SLOTS[1] if self.last_saved == SLOTS[0] else SLOTS[0]
-        path = self.tensors_path(slot)
-        path.with_suffix(".json").unlink(missing_ok=True)  # first: from now on the slot does not exist, whatever happens
-        path.unlink(missing_ok=True)  # so that a save never needs room for three states
-        digest = write_tensors(path, tensors)
-        content = {"fingerprint": self.fingerprint, "work": self.work, "sha256": digest, "counters": dict(counters)}
-        write_json(path.with_suffix(".json"), {**content, "seal": sha256_bytes(canonical_json(content).encode())})
+        """All of it at once, for one rank."""
+        slot = self.next_slot
+        self.free(slot)
+        self.seal(slot, counters, [self.write(slot, tensors)])
         self.last_saved = slot
 
     def newest(self) -> Slot | None:
@@ -92,7 +128,7 @@ class ResumeFolder:
         foreign = self._one_of(others)
         if not own and (kept := next((slot for name in SLOTS if (slot := self._read(self.old / name)) and self._is_own(slot)), None)):
             free = next(name for name in SLOTS if foreign is None or name != foreign.name)
-            own = [move(kept, self.tensors_path(free))]
+            own = [move(kept, self.folder / free)]
             self.say(f"{self.old}: the state of step {kept.step} belongs to this config and these inputs, taken up again")
         if foreign is not None:
             self._put_aside(foreign)
@@ -103,11 +139,12 @@ class ResumeFolder:
         return self._read(self.folder / name)
 
     def _read(self, place: Path) -> Slot | None:
-        path = place.with_suffix(".json")
+        path = json_file(place)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             seal = content.pop("seal")
-            slot = Slot(place.with_suffix(".safetensors"), content["sha256"], content["counters"], content["fingerprint"], content.get("work") or {})
+            digests = (content["sha256"],) if isinstance(content["sha256"], str) else tuple(content["sha256"])
+            slot = Slot(place, digests, content["counters"], content["fingerprint"], content.get("work") or {})
             whole = seal == sha256_bytes(canonical_json(content).encode())
         except FileNotFoundError:
             return None
@@ -125,11 +162,11 @@ class ResumeFolder:
     def _newest_whole(self, slots: Iterable[Slot]) -> Slot | None:
         candidates = sorted(slots, key=lambda found: -found.step)
         for place, slot in enumerate(candidates):
-            if slot.is_whole():
+            if (damaged := slot.damaged()) is None:
                 self.last_saved = slot.name
                 return slot
             left = [other.step for other in candidates[place + 1 :]]
-            self.say(f"{slot.tensors}: damaged (sha256 differs), discarded; {f'going back to step {left[0]}' if left else 'starting from the beginning'}")
+            self.say(f"{damaged}: damaged (sha256 differs), discarded; {f'going back to step {left[0]}' if left else 'starting from the beginning'}")
         return None
 
     # --- state of other work -----------------------------------------------------------------------------------------
@@ -138,7 +175,9 @@ class ResumeFolder:
         """The newest of the slots, the others deleted: first, so that a kill in between leaves the newest to be found."""
         newest = None
         for slot in sorted(slots, key=lambda found: -found.step):
-            if newest is None and (slot.is_whole() or (self.old / slot.tensors.name).exists()):  # a kill may have come between its two files
+            # a kill may have come between two of its files: then some lie in old/, where its json comes last
+            is_on_the_way = any((self.old / file.name).exists() for file in slot.tensors) and not json_file(self.old / slot.name).exists()
+            if newest is None and (is_on_the_way or slot.damaged() is None):
                 newest = slot
             else:
                 slot.delete()
@@ -146,24 +185,25 @@ class ResumeFolder:
 
     def _put_aside(self, slot: Slot) -> None:
         """Move a slot into old/, in place of what is there."""
-        if slot.tensors.exists():
-            for name in SLOTS:
-                if kept := self._read(self.old / name):
-                    self.say(f"{self.old}: the state of step {kept.step} of still other work was kept here, deleted")
-                    kept.delete()
-        move(slot, self.old / slot.tensors.name)
+        for name in SLOTS:  # never this one, half moved: its json is the last to come
+            if kept := self._read(self.old / name):
+                self.say(f"{self.old}: the state of step {kept.step} of still other work was kept here, deleted")
+                kept.delete()
+        move(slot, self.old / slot.name)
         was = f"the state of step {slot.step} was saved for another config or other inputs, put aside into {self.old} until this training is finished"
         self.say(f"{self.folder}: {was}; to go on with it, stop, put back what has changed and start again")
 
 
-def move(slot: Slot, tensors: Path) -> Slot:
-    """Move both files of a slot, the json last; done again it finishes what a kill has cut short."""
-    tensors.parent.mkdir(exist_ok=True)
-    if slot.tensors.exists():
-        slot.tensors.replace(tensors)
-    slot.tensors.with_suffix(".json").replace(tensors.with_suffix(".json"))
-    sync_folder(tensors.parent)
-    return replace(slot, tensors=tensors)
+def move(slot: Slot, place: Path) -> Slot:
+    """Move all files of a slot, the json last; done again it finishes what a kill has cut short."""
+    place.parent.mkdir(exist_ok=True)
+    moved = replace(slot, place=place)
+    for old, new in zip(slot.tensors, moved.tensors, strict=True):
+        if old.exists():
+            old.replace(new)
+    json_file(slot.place).replace(json_file(place))
+    sync_folder(place.parent)
+    return moved
 
 
 # --- what has changed ------------------------------------------------------------------------------------------------

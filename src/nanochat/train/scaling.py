@@ -129,8 +129,12 @@ def check_batch(key: str, batch_tokens: int, *, sequence_len: int, ranks: int, m
     unit = sequence_len * ranks * (micro_batch_rows or 1)
     if batch_tokens % unit:
         factors = f"{sequence_len} sequence_len x {ranks} ranks" + (f" x {micro_batch_rows} micro_batch_rows" if micro_batch_rows else "")
-        nearest = max(1, round(batch_tokens / unit)) * unit
-        raise UserError(f"{key}={batch_tokens}: not a multiple of {unit} ({factors}); try {key}={nearest}")
+        cure = f"{key}={max(1, round(batch_tokens / unit)) * unit}"
+        rows, left = divmod(batch_tokens, sequence_len * ranks)
+        if micro_batch_rows and rows and not left:
+            most = max(divisor for divisor in range(1, min(rows, micro_batch_rows) + 1) if rows % divisor == 0)
+            cure = f"{key.split('.')[0]}.micro_batch_rows={most}, or {cure}"
+        raise UserError(f"{key}={batch_tokens}: not a multiple of {unit} ({factors}); try {cure}")
 
 
 def choose_micro_batch_rows(rows_per_rank: int, shape: Shape, *, memory_bytes: int | None) -> int:

@@ -1,11 +1,11 @@
-"""Named tensors as one safetensors file, written in a stream: hashed on the way, one tensor at a time in host memory.
+"""Named tensors as safetensors files, written in a stream: hashed on the way, one tensor at a time in host memory.
 
 The library's own writer hides a full disk behind an error of its own; here it stays an OSError.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,17 +50,68 @@ def tensor_bytes(tensor: Tensor) -> "Buffer":
     return flat.view(torch.uint8).numpy().data if flat.numel() else b""
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], on_piece: Callable[[], object] = progress.beat) -> str:
     """Write `tensors` to `path`, atomically; returns the sha256. Equal tensors give equal bytes."""
     digest = hashlib.sha256()
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        for piece in progress.each(chain([header(tensors)], (tensor_bytes(tensor) for _, tensor in sorted(tensors.items())))):
+        for piece in chain([header(tensors)], (tensor_bytes(tensor) for _, tensor in sorted(tensors.items()))):
             file.write(piece)
             digest.update(piece)
+            on_piece()
     return digest.hexdigest()
 
 
-def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, on `device`."""
-    with safe_open(path, framework="pt", device=str(device)) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+def piece_name(name: str, start: int) -> str:
+    """Name of a flattened piece of a tensor that begins at element `start`."""
+    return f"{name}@{start}"
+
+
+class TensorFiles:
+    """Tensors of one or several safetensors files, read when they are asked for. A tensor may lie in pieces over the files."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._places: dict[str, dict[int | None, tuple[Any, str]]] = {}  # name -> start of a piece (None: whole) -> file, key
+        for path in paths:
+            file: Any = safe_open(path, framework="pt")
+            for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                name, _, start = key.partition("@")
+                self._places.setdefault(name, {})[int(start) if start else None] = (file, key)
+
+    @property
+    def names(self) -> list[str]:
+        """Every tensor."""
+        return list(self._places)
+
+    def shape(self, name: str) -> torch.Size | None:
+        """Shape of a tensor that is whole; None for one in pieces."""
+        if (place := self._places[name].get(None)) is None:
+            return None
+        file, key = place
+        return torch.Size(file.get_slice(key).get_shape())
+
+    def whole(self, name: str) -> Tensor:
+        """A tensor; one in pieces comes flattened."""
+        if (place := self._places[name].get(None)) is not None:
+            file, key = place
+            found: Tensor = file.get_tensor(key)
+            return found
+        return torch.cat([file.get_tensor(key) for _, (file, key) in self._pieces(name)])
+
+    def piece(self, name: str, start: int, stop: int) -> Tensor:
+        """Elements start..stop of a flattened tensor, without reading all of it."""
+        if (shape := self.shape(name)) is not None:
+            file, key = self._places[name][None]
+            row = max(1, shape.numel() // shape[0])
+            first = start // row
+            rows: Tensor = file.get_slice(key)[first : -(-stop // row)]
+            return rows.reshape(-1)[start - first * row : stop - first * row].clone()
+        found = []
+        for begin, (file, key) in self._pieces(name):
+            values = file.get_slice(key)
+            end = begin + values.get_shape()[0]
+            if begin < stop and end > start:
+                found.append(values[max(start, begin) - begin : min(stop, end) - begin])
+        return torch.cat(found)
+
+    def _pieces(self, name: str) -> list[tuple[int, tuple[Any, str]]]:
+        return sorted((start, place) for start, place in self._places[name].items() if start is not None)

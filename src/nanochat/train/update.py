@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nanochat import progress
-from nanochat.optim.muon_adamw import MuonAdamW, gradient_norm
+from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.runtime import Runtime
 from nanochat.train.scaling import TrainingPlan
 from nanochat.train.schedule import lr_multiplier, momentum_at, weight_decay_multiplier
@@ -114,17 +114,6 @@ def positions_of(plan: TrainingPlan, rank: int) -> list[list[int]]:
     return [list(range(start, start + plan.micro_batch_rows)) for start in range(first, first + mine, plan.micro_batch_rows)]
 
 
-def parameters_of(optimizer: MuonAdamW) -> list[Tensor]:
-    """Every parameter, in the optimizer's order."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def clip(parameters: Sequence[Tensor], norm: float, limit: float) -> None:
-    """Scale gradients down to `limit` if their norm is above it; call it when gradients are equal on all ranks."""
-    if limit and norm > limit:
-        torch._foreach_mul_([parameter.grad for parameter in parameters if parameter.grad is not None], limit / norm)
-
-
 def make_update(
     model: Model,
     optimizer: MuonAdamW,
@@ -158,14 +147,11 @@ def make_update(
         raise BadStepError("non_finite", f"loss is {loss}", micro)
     if why := refuse(loss):
         raise BadStepError("spike", why, micro)
-    parameters = parameters_of(optimizer)
-    for parameter in parameters:
-        if parameter.grad is not None:
-            runtime.all_reduce(parameter.grad)
-    norm = gradient_norm(parameters)
-    clip(parameters, norm, plan.grad_clip)
+    norm = optimizer.reduce()
+    if plan.grad_clip and norm > plan.grad_clip:
+        optimizer.scale_gradients(plan.grad_clip / norm)
     try:
-        optimizer.step()
+        optimizer.step(norm)
     except FloatingPointError as error:
         raise BadStepError("non_finite", str(error), micro) from None
     return Update(loss, norm, counted, multiplier, micro)
