@@ -11,9 +11,9 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src"
 PACKAGE = SOURCE / "nanochat"
 
-COMMANDS = {"plan", "status", "preflight", "inventory"}  # for the command line and the workflow alone
+COMMANDS = {"plan", "status", "watch", "preflight", "inventory"}  # for the command line and the workflow alone
 UPPER = {"train", "eval", "serve", "report", *COMMANDS}  # may read sections of the config
-BASIS = UPPER | {"model", "optim", "engine", "tokenizer", "config", "data", "tasks", "launch"}  # what the lowest modules must not know
+BASIS = UPPER | {"model", "optim", "engine", "tokenizer", "config", "data", "tasks", "launch", "mirror"}  # what the lowest modules must not know
 # part -> parts that it must not import. A part is a folder or a module directly below the package.
 FORBIDDEN: dict[str, set[str]] = {
     "model": UPPER | {"optim", "config", "tokenizer", "engine", "tasks", "data", "launch", "progress"},
@@ -30,7 +30,9 @@ FORBIDDEN: dict[str, set[str]] = {
     "plan": UPPER - {"plan", "train"} | {"optim", "engine", "tokenizer", "runtime", "launch", "progress"},
     "preflight": UPPER - {"preflight", "plan", "train"} | {"optim", "engine", "tokenizer", "launch", "progress"},
     "inventory": UPPER - {"inventory", "plan", "status", "preflight", "report"} | {"model", "optim", "engine", "launch", "progress"},
+    "watch": UPPER - {"watch", "status", "report"} | {"model", "optim", "engine", "tokenizer", "data", "tasks", "launch", "progress"},
     "config": UPPER | {"model", "optim", "engine", "tokenizer", "runtime", "launch", "progress"},
+    "mirror": BASIS - {"mirror"} | {"artifacts", "kept", "history", "progress"},
     "history": BASIS | {"runtime", "progress"},
     "kept": BASIS | {"runtime", "progress"},
     "artifacts": BASIS | {"runtime", "progress", "kept"},
@@ -38,12 +40,12 @@ FORBIDDEN: dict[str, set[str]] = {
     "progress": BASIS | {"artifacts", "kept"},
     "runtime": BASIS | {"artifacts", "kept", "progress"},
 }
-HEAVY = {"torch", "numpy", "pyarrow", "pandas", "datasets", "huggingface_hub", "matplotlib", "tiktoken", "safetensors"}
+HEAVY = {"tensorboard", "wandb", "trackio", "torch", "numpy", "pyarrow", "pandas", "datasets", "huggingface_hub", "matplotlib", "tiktoken", "safetensors"}
 # modules that the workflow and the report load; they start in milliseconds
 LIGHT = (
     *("nanochat.config", "nanochat.plan", "nanochat.recipes", "nanochat.tasks", "nanochat.data.sources"),
     *("nanochat.artifacts", "nanochat.runtime", "nanochat.launch", "nanochat.cli"),
-    *("nanochat.history", "nanochat.status", "nanochat.preflight", "nanochat.inventory"),
+    *("nanochat.history", "nanochat.status", "nanochat.watch", "nanochat.mirror", "nanochat.preflight", "nanochat.inventory"),
 )
 WITHOUT_TORCH = (
     *("nanochat.report", "nanochat.stages.report", "nanochat.stages.fetch", "nanochat.stages.prepare", "nanochat.stages.tokenizer"),
@@ -243,6 +245,7 @@ def plant(root: Path, files: Mapping[str, str]) -> dict[str, ast.Module]:
         ("config/schema.py", "import snakemake"),
         ("plan/jobs.py", "from snakemake import dag"),
         ("train/loop.py", "from nanochat.plan import estimate"),
+        ("mirror/process.py", "from nanochat.train import metrics"),
     ],
 )
 def test_planted_import_is_caught(tmp_path: Path, file: str, line: str) -> None:

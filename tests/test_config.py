@@ -212,11 +212,13 @@ def test_a_stage_subtree_names_only_what_differs_from_the_defaults() -> None:
 def test_housekeeping_is_handed_on_and_is_no_part_of_what_a_stage_is() -> None:
     content = with_value("runs.tiny.base_train.save_every_s", 60.0)
     content["runs"]["tiny"]["base_train"] |= {"sample_every": 3, "validate_every": 7, "validation_rows": 9, "micro_batch_rows": 4}
+    content["runs"]["tiny"]["base_train"] |= {"log_every": 5, "tensorboard": True, "wandb": {}, "trackio": {"project": "p"}}
     content["runs"]["tiny"]["evaluate"]["arithmetic"]["batch_rows"] = 3
     run = config.validate(content).runs["tiny"]
     plain = config.validate(EXPERIMENT).runs["tiny"]
     received = config.base_train_config(run)
     assert (received["save_every_s"], received["sample_every"], received["validate_every"]) == (60.0, 3, 7)
+    assert (received["log_every"], received["tensorboard"], received["wandb"], received["trackio"]) == (5, True, {}, {"project": "p"})
     assert config.identity(received) == {**config.base_train_config(plain), "validation_rows": 9, "micro_batch_rows": 4}
     assert config.evaluate_config(run, "arithmetic")["batch_rows"] == 3
     assert config.identity(config.evaluate_config(run, "arithmetic")) == config.evaluate_config(plain, "arithmetic")

@@ -21,6 +21,7 @@ import psutil
 import pytest
 import torch
 from chaos import Server, torment
+from mirrored import logged, mirrored
 from training_lab import Lab, final_bytes, logged_steps, metrics, run, run_until, start
 
 from nanochat.artifacts import canonical_json, read_manifest, sha256_bytes, write_json
@@ -330,12 +331,13 @@ def test_flipped_byte_goes_back_one_slot_and_ends_with_the_same_bytes(lab, base,
 
 def test_housekeeping_discards_nothing_and_a_finished_stage_stays_finished(lab, base, copy):
     """When state is saved, samples are drawn and text is validated changes no weight and not the manifest."""
-    said = run(lab.base(copy, save_every_s=1000.0, sample_every=9, validate_every=7))
+    said = run(lab.base(copy, save_every_s=1000.0, sample_every=9, validate_every=7, log_every=1, tensorboard=True))
     assert "resumed at step" in said and "discarded" not in said and "sample: " in said
     assert final_bytes(copy) == final_bytes(base)
     assert [line["step"] for line in metrics(copy) if "val_bpb" in line and line["step"] > 10] == [14, 21, 24]
     assert json.loads((copy / "config.json").read_text())["sample_every"] == 9
-    assert "nothing to do" in run(lab.base(copy, save_every_s=5.0, validate_every=2))
+    assert mirrored("tensorboard", copy).keys() == logged(copy).keys()
+    assert "nothing to do" in run(lab.base(copy, save_every_s=5.0, validate_every=2, wandb={}, trackio={"project": "p"}))
     assert "nothing to do" not in run(lab.base(copy, validation_rows=4, horizon={"steps": 2, "batch_tokens": 512}))
 
 

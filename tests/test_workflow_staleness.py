@@ -81,7 +81,7 @@ def swap_values(workspace: Workspace) -> None:
 def keep_house(workspace: Workspace) -> None:
     """Everything that decides when something is said, saved or measured, or how much memory it takes, and nothing that is learnt."""
     for stage in ("base_train", "mid_train", "chat_sft"):
-        for key, value in {"save_every_s": 60, "sample_every": 3, "validate_every": 2}.items():
+        for key, value in {"save_every_s": 60, "sample_every": 3, "validate_every": 2, "log_every": 1, "tensorboard": True, "wandb": {}}.items():
             setting("runs", "tiny", stage, key, to=value)(workspace)
     for task in ("bpb", "arithmetic", "identity"):
         setting("runs", "tiny", "evaluate", task, "batch_rows", to=2)(workspace)

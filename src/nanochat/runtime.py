@@ -73,6 +73,11 @@ def under_torchrun() -> bool:
     return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def environment(*left_out: str, **more: str) -> dict[str, str]:
+    """The environment of this process without some variables and with more in it, for a process that it starts."""
+    return {**{name: value for name, value in os.environ.items() if name not in left_out}, **more}
+
+
 def stop_signals() -> list[int]:
     """What asks a process to save and stop. A closed terminal (SIGHUP) too, unless nohup has made the process deaf to it."""
     hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]

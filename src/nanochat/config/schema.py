@@ -17,7 +17,7 @@ NOT_A_SOURCE = ("wheels",)  # folders of resources/ that hold something else
 # Housekeeping: keys that decide when something is shown, measured or saved, or how much memory it takes, and that no weight and (but for
 # rounding) no score depends on. They are handed to the stage and are no part of what it is: a change of them reruns and discards nothing.
 # micro_batch_rows is none of them: its rounding goes into the weights and grows. Nor is validation_rows: it decides what is held out.
-HOUSEKEEPING = ("validate_every", "sample_every", "save_every_s", "keep", "batch_rows")
+HOUSEKEEPING = ("validate_every", "sample_every", "save_every_s", "keep", "batch_rows", "log_every", "tensorboard", "wandb", "trackio")
 # Keys that came later: they are part of what a stage is only where they are not neutral, so that what was made before them stays what it is.
 LATER = ("on_bad_step",)
 Name = Annotated[str, Field(pattern=NAME, max_length=64)]
@@ -243,6 +243,20 @@ class OnBadStep(Section):
     history: Annotated[int, Field(ge=10, le=10_000, strict=True)] = 100  # of so many losses before it; until there are so many nothing is a spike
 
 
+class Wandb(Section):
+    """Weights & Biases, offline: files that `wandb sync` sends when the user says so."""
+
+    project: Annotated[str, Field(pattern=NAME, max_length=64)] = "nanochat"
+    entity: str | None = None  # whose project it is; absent: that of whoever sends the files
+    tags: list[str] = []
+
+
+class Trackio(Section):
+    """Trackio, on this machine alone: a database that `trackio show` opens."""
+
+    project: Annotated[str, Field(pattern=NAME, max_length=64)] = "nanochat"
+
+
 class TrainCommon(Section):
     """Keys that every training stage has. Counts are in optimizer steps."""
 
@@ -253,6 +267,10 @@ class TrainCommon(Section):
     save_every_s: Annotated[float, Field(gt=0)] = 600.0  # resume state, in seconds of wall time; a change of it reruns nothing
     on_bad_step: OnBadStep = OnBadStep()  # saved state goes on after a change of it, as long as no step was met that it matters for
     keep: Keep = Keep()  # models on the way
+    log_every: Count = 50  # norms of every parameter group and memory in metrics.jsonl; 0: never; a change of it reruns nothing
+    tensorboard: bool = False  # copy metrics.jsonl into tensorboard/ beside it; a change of it reruns nothing
+    wandb: Wandb | None = None  # copy it into wandb/, offline; {}: project nanochat; a change of it reruns nothing
+    trackio: Trackio | None = None  # copy it into trackio/; {}: project nanochat; a change of it reruns nothing
 
 
 class BaseTrain(TrainCommon):

@@ -241,6 +241,9 @@ def train(
         flops_per_token=model.config.flops_per_token(),
         on_bad_step=OnBadStep(**section["on_bad_step"]),
         peak_flops=None if (peak := peak_flops(runtime.facts.get("device_name"))) is None else peak * runtime.world_size,
+        log_every=section["log_every"],
+        mirrors=wanted_mirrors(section),
+        described={"name": f"{work.folder.absolute().parent.name} {work.stage}", "identity": work.fingerprint, "config": work.config},
     )
     counts = model.config.parameter_counts()
     if runtime.is_main:
@@ -269,6 +272,12 @@ def train(
     finally:
         if checkpoints is not None:
             checkpoints.close()
+
+
+def wanted_mirrors(section: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Kind -> settings of the mirrors that a stage's section asks for."""
+    asked = {"tensorboard": {} if section["tensorboard"] else None, "wandb": section["wandb"], "trackio": section["trackio"]}
+    return {kind: dict(settings) for kind, settings in asked.items() if settings is not None}
 
 
 def finish(

@@ -10,14 +10,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from nanochat import progress
 from nanochat.config import OnBadStep
 from nanochat.errors import Stopped, UserError
+from nanochat.mirror.process import Mirrors
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.runtime import Runtime, StopRequest
 from nanochat.train.badsteps import MOST_IN_A_ROW, RowIds, named_rows, rows_of, spike
+from nanochat.train.measure import MeasuredOptimizer, TimedBatches, memory
 from nanochat.train.metrics import Heartbeat, MetricsFile, Progress
 from nanochat.train.resume import SLOTS, ResumeFolder
 from nanochat.train.saving import Saver
@@ -49,6 +51,9 @@ class Settings:
     flops_per_token: int
     peak_flops: float | None = None  # of all ranks together; None: not known
     on_bad_step: OnBadStep = field(default_factory=OnBadStep)
+    log_every: int = 0  # norms of every group, and memory; 0: never
+    mirrors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # kind -> its settings
+    described: Mapping[str, Any] = field(default_factory=dict)  # what a mirror calls the run: name, identity, config
 
 
 @dataclass
@@ -135,7 +140,8 @@ class Trainer:
         row_ids: RowIds | None = None,
     ) -> None:
         """`validate` is called on every rank and returns the same on each; `sample`, with a way to print, and `keep` on rank 0; `row_ids` names rows."""
-        self.model, self.optimizer, self.plan, self.batches, self.runtime = model, optimizer, plan, batches, runtime
+        self.model, self.optimizer, self.plan, self.runtime = model, optimizer, plan, runtime
+        self.batches = TimedBatches(batches)
         self.folder, self.settings, self.stop = folder, settings, stop if stop is not None else StopRequest()
         self.validate, self.sample, self.keep, self.row_ids = validate, sample, keep, row_ids
         self.counters = Counters()
@@ -154,7 +160,8 @@ class Trainer:
         progress.enter("first step", batch_tokens=self.plan.batch_tokens)
         start, steps = self.counters.step, self.plan.steps
         self.progress.begin(start)
-        self.metrics = MetricsFile(self.folder, start) if self.runtime.is_main else None
+        if self.runtime.is_main:
+            self.metrics = MetricsFile(self.folder, start, Mirrors(self.settings.mirrors, self.folder, self.settings.described, self.progress.say))
         self._beat("train")
         try:
             while self.counters.step < steps:
@@ -176,7 +183,7 @@ class Trainer:
             gc.unfreeze()
             self.progress.close()
             if self.metrics is not None:
-                self.metrics.close()
+                self.metrics.close(finished=self.counters.step == steps, beat=progress.beat)
         self._beat("write")
         progress.enter("write")
         return self.counters
@@ -186,8 +193,10 @@ class Trainer:
     def _update(self) -> None:
         started = time.monotonic()
         step = self.counters.step
+        self.batches.seconds = 0.0
+        measured = MeasuredOptimizer(self.optimizer) if self._is_measured(step + 1) else None
         try:
-            update = make_update(self.model, self.optimizer, self.plan, self.batches, self.runtime, step, refuse=self._refuse)
+            update = make_update(self.model, cast(MuonAdamW, measured or self.optimizer), self.plan, self.batches, self.runtime, step, refuse=self._refuse)
         except BadStepError as error:
             self._pass_over(error, time.monotonic() - started)
             return
@@ -203,7 +212,8 @@ class Trainer:
             what = "skipped: no target to learn from"
         self.progress.update(self.counters.step, seconds, what)
         if update.counted and self.metrics is not None:
-            self.metrics.write(**self._line(update, seconds))
+            measurements = {**measured.norms(update.grad_norm), **memory(self.runtime.device)} if measured else {}
+            self.metrics.write(**self._line(update, seconds), **measurements)
         if update.micro is not None and self.spiked:
             self.counters.add_bad("spike")
             self._tell_bad("spike", self.spiked, update.micro, self.counters.step, "ignored")
@@ -244,6 +254,10 @@ class Trainer:
             self.progress.say(f"step {number}: {why}; {action}; {rows}")
         return rows
 
+    def _is_measured(self, step: int) -> bool:
+        every = self.settings.log_every
+        return self.metrics is not None and every > 0 and (step == 1 or step % every == 0)
+
     def _line(self, update: Update, seconds: float) -> dict[str, float]:
         """What metrics.jsonl says of an update."""
         step, tokens_per_s, flops_per_token = self.counters.step, self.plan.batch_tokens / seconds, self.settings.flops_per_token
@@ -256,6 +270,8 @@ class Trainer:
             "tokens": step * self.plan.batch_tokens,
             "flops": step * self.plan.batch_tokens * flops_per_token,
             "elapsed_s": round(self.counters.elapsed_s, 3),
+            "step_s": round(seconds, 6),
+            "data_share": round(self.batches.seconds / seconds, 6),
             "tokens_per_s": round(tokens_per_s, 1),
         }
         if self.settings.peak_flops:

@@ -1,15 +1,18 @@
 """What people and tools see of a running stage: metrics.jsonl (the truth), heartbeat.json (alive?), a bar or log lines.
 
 metrics.jsonl, one JSON object per line; `step` counts finished updates:
-    {"step", "loss", "smoothed_loss", "lr_multiplier", "grad_norm", "tokens", "flops", "elapsed_s", "tokens_per_s",
-     "utilisation" (share of the peak speed, where it is known)}
+    {"step", "loss", "smoothed_loss", "lr_multiplier", "grad_norm", "tokens", "flops", "elapsed_s" (of all updates so far), "step_s",
+     "data_share" (of step_s, spent on fetching rows), "tokens_per_s", "utilisation" (share of the peak speed, where it is known)}
     {"step", "val_bpb", "val_loss"}
+The first and every log_every-th update say besides, of each parameter group G: "grad_norm/G", "update_norm/G", "weight_norm/G", "update_ratio/G"
+(update / weights); and "peak_rss_bytes", on a GPU "peak_cuda_allocated_bytes" and "peak_cuda_reserved_bytes", of rank 0 in this attempt.
 """
 
 import contextlib
 import json
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from nanochat.artifacts import write_json, write_text
+from nanochat.mirror.process import Mirrors
 from nanochat.runtime import log
 
 LINE_EVERY_S = 10.0
@@ -26,13 +30,16 @@ SPEED_MEMORY = 0.9  # of the running mean of seconds per update
 
 
 class MetricsFile:
-    """metrics.jsonl, one flushed line at a time. On resume, what was logged after the resumed step is taken back."""
+    """metrics.jsonl, one flushed line at a time, and its mirrors. On resume, what was logged after the resumed step is taken back."""
 
-    def __init__(self, folder: Path, resumed_step: int) -> None:
+    def __init__(self, folder: Path, resumed_step: int, mirrors: Mirrors | None = None) -> None:
         self.path = Path(folder) / "metrics.jsonl"
         kept = [line for line in self._lines() if line["step"] <= resumed_step] if resumed_step else []
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = self.path.open("a", encoding="utf-8")
+        self.mirrors = mirrors
+        if mirrors is not None:
+            mirrors.start()
 
     def write(self, **values: Any) -> None:
         """Append one line."""
@@ -42,11 +49,15 @@ class MetricsFile:
         except OSError as error:
             error.filename = str(self.path)
             raise
+        if self.mirrors is not None:
+            self.mirrors.listen()
 
-    def close(self) -> None:
-        """Close the file. A disk that is full has been reported by `write`."""
+    def close(self, *, finished: bool = True, beat: Callable[[], None] = lambda: None) -> None:
+        """Close the file, and let the mirrors catch up; `beat` is called while they do. A disk that is full has been reported by `write`."""
         with contextlib.suppress(OSError):
             self.file.close()
+        if self.mirrors is not None:
+            self.mirrors.close(finished=finished, beat=beat)
 
     def _lines(self) -> list[dict[str, Any]]:
         """Whole lines of an earlier attempt; a line that a kill cut short is dropped."""
