@@ -17,6 +17,7 @@ from nanochat.errors import UserError
 from nanochat.hardware import price_of
 from nanochat.history import cost_of
 from nanochat.report import figures, graph, render, text
+from nanochat.report.axes import thinned
 from nanochat.report.build import build_document
 from nanochat.report.document import Cell, Code, Document, Paragraph, Samples, Section, Table
 from nanochat.report.inputs import Inputs, read_inputs
@@ -318,9 +319,9 @@ def test_bits_per_byte_of_different_texts_are_not_compared(tmp_path: Path) -> No
 
 
 def test_long_curve_is_thinned_to_means() -> None:
-    thin = figures.thinned([float(value) for value in range(2000)])
+    thin = thinned([float(value) for value in range(2000)], figures.MAX_POINTS)
     assert len(thin) == 400 and thin[0] == 2.0 and thin[-1] == 1997.0
-    assert figures.thinned([1.0, 2.0]) == [1.0, 2.0]
+    assert thinned([1.0, 2.0], 400) == [1.0, 2.0]
 
 
 def test_figure_has_the_page_colours_only() -> None:

@@ -5,14 +5,16 @@ matplotlib draws with placeholder colours that become CSS variables, so that one
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
 from nanochat.report import text
+from nanochat.report.axes import thinned
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -46,17 +48,40 @@ class Bar:
 def curves(name: str, lines: Sequence[Curve], *, x_label: str, y_label: str) -> str:
     """Lines over a common axis, each thinned to at most 400 points."""
     figure, axes = _start()
-    for index, line in enumerate(lines):
-        x, y = thinned(line.x), thinned(line.y)
+    _draw(axes, lines, x_label, y_label)
+    if len(lines) > 1:
+        axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+    return _finish(figure, name, f"{y_label} against {x_label}: {', '.join(line.name for line in lines)}")
+
+
+def panels(name: str, drawn: Mapping[str, Sequence[Curve]], *, y_label: str) -> str:
+    """The same runs over several axes, label -> lines, two panels in a row; a run that does not know an axis is missing there."""
+    figure, first = _start(width=7.4, height=2.6 * -(-len(drawn) // 2) + 0.3)
+    first.remove()
+    names = list(dict.fromkeys(line.name for lines in drawn.values() for line in lines))
+    shown: dict[str, Artist] = {}
+    for place, (x_label, lines) in enumerate(drawn.items()):
+        axes = figure.add_subplot(-(-len(drawn) // 2), 2, place + 1)
+        _style(axes)
+        _draw(axes, lines, x_label, y_label if place % 2 == 0 else "", names)
+        shown |= {name: artist for artist, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    known = [name for name in names if name in shown]
+    figure.legend([shown[name] for name in known], known, loc="outside upper center", ncols=min(4, len(known)), frameon=False, labelcolor=INK, fontsize=8)
+    return _finish(figure, name, f"{y_label} against {', '.join(drawn)}: {', '.join(names)}")
+
+
+def _draw(axes: "Axes", lines: Sequence[Curve], x_label: str, y_label: str, names: Sequence[str] = ()) -> None:
+    """Lines over one axis; `names`: the order that gives each its colour, if these are not all."""
+    order = names or [line.name for line in lines]
+    for line in lines:
+        index = order.index(line.name)
+        x, y = thinned(line.x, MAX_POINTS), thinned(line.y, MAX_POINTS)
         color, dashes = SERIES[index % len(SERIES)], DASHES[index // len(SERIES) % len(DASHES)]
         axes.plot(x, y, label=line.name, color=color, linestyle=dashes, linewidth=1.4, marker="o" if len(x) <= 12 else None, markersize=3)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.xaxis.set_major_formatter(lambda value, _: text.large(value))
     axes.grid(True, color=LINE, linewidth=0.6)
-    if len(lines) > 1:
-        axes.legend(frameon=False, labelcolor=INK, fontsize=8)
-    return _finish(figure, name, f"{y_label} against {x_label}: {', '.join(line.name for line in lines)}")
 
 
 def bars(name: str, data: Sequence[Bar], *, x_label: str, format_value: str = "{:.3f}", maximum: float | None = None) -> str:
@@ -88,15 +113,6 @@ def bars(name: str, data: Sequence[Bar], *, x_label: str, format_value: str = "{
     return _finish(figure, name, f"{x_label} of {', '.join(groups)}")
 
 
-def thinned(values: Sequence[float]) -> list[float]:
-    """At most MAX_POINTS means of equally many neighbours; short sequences as they are."""
-    bucket = -(-len(values) // MAX_POINTS)
-    if bucket <= 1:
-        return list(values)
-    pieces = [values[start : start + bucket] for start in range(0, len(values), bucket)]
-    return [sum(piece) / len(piece) for piece in pieces]
-
-
 def _start(width: float = 5.4, height: float = 3.2) -> "tuple[Figure, Axes]":
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -104,15 +120,19 @@ def _start(width: float = 5.4, height: float = 3.2) -> "tuple[Figure, Axes]":
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
-    axes.patch.set_visible(False)
     figure.patch.set_visible(False)
+    _style(axes)
+    return figure, axes
+
+
+def _style(axes: "Axes") -> None:
+    axes.patch.set_visible(False)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(LINE)
     axes.tick_params(colors=MUTED, labelsize=8)
     axes.xaxis.label.set(color=MUTED, fontsize=9)
     axes.yaxis.label.set(color=MUTED, fontsize=9)
-    return figure, axes
 
 
 def _finish(figure: "Figure", name: str, description: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from nanochat.artifacts import canonical_json
 from nanochat.history import Cost, cost_of, wall_seconds
 from nanochat.report import figures, text
+from nanochat.report.axes import AXES, series
 from nanochat.report.document import Block, Bullets, Cell, Figure, Figures, Fold, Paragraph, Section, Table, cells
 from nanochat.report.inputs import Inputs, Training
 from nanochat.report.summary import money_cell
@@ -34,6 +35,13 @@ COUNTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "final_val_bpb": ("final validation bits per byte", text.score),
 }
 LOGGED: dict[str, Callable[[Sequence[float]], float]] = {"min_val_bpb": min, "final_val_bpb": lambda values: values[-1]}  # also of an unfinished stage
+
+MEASURED: dict[str, tuple[str, Callable[[Sequence[float]], str]]] = {
+    "seconds per step, median": ("step_s", lambda values: text.duration(_median(values))),
+    "of them fetching rows, median": ("data_share", lambda values: text.percent(_median(values))),
+    "peak memory of rank 0": ("peak_rss_bytes", lambda values: text.size(max(values))),
+    "peak memory of its GPU, reserved": ("peak_cuda_reserved_bytes", lambda values: text.size(max(values))),
+}
 
 
 def training_section(inputs: Inputs, phase: str, price: float) -> Section | None:
@@ -73,6 +81,7 @@ def _rows(trainings: Sequence[Training], price: float) -> tuple[tuple[Cell, ...]
     rows = [cells(COUNTS[key][0] if key in COUNTS else key.replace("_", " "), *(_count_cell(training, key) for training in trainings)) for key in keys]
     rows.append(cells("tokens per second, median", *(_speed(training) for training in trainings)))
     rows.append(cells("utilisation", *(_utilisation(training) for training in trainings)))
+    rows += [cells(name, *(_measured(training, key, words) for training in trainings)) for name, (key, words) in MEASURED.items() if any_logged(trainings, key)]
     costs = [cost_of(training.attempts, price) for training in trainings]
     rows.append(cells("wall time, all attempts", *(_wall_time(cost) for cost in costs)))
     rows.append(cells("cost", *(money_cell(cost) for cost in costs)))
@@ -105,6 +114,16 @@ def _speed(training: Training) -> Cell:
     return Cell(text.count(round(_median(values)))) if values else text.unavailable("no step is logged")
 
 
+def any_logged(trainings: Sequence[Training], key: str) -> bool:
+    """Whether a run has logged this; what none has logged, as logs of older versions, is no row."""
+    return any(training.series(key)[0] for training in trainings)
+
+
+def _measured(training: Training, key: str, words: Callable[[Sequence[float]], str]) -> Cell:
+    values = training.series(key)[1]
+    return Cell(words(values)) if values else text.unavailable("not logged")
+
+
 def _utilisation(training: Training) -> Cell:
     values = training.series("utilisation")[1]
     unknown = "the peak speed of this device is not known" if training.metrics else "no step is logged"
@@ -112,26 +131,26 @@ def _utilisation(training: Training) -> Cell:
 
 
 def curve_figures(trainings: Sequence[Training], phase: str) -> list[Figure]:
-    """Loss and validation bits per byte against tokens where tokens are logged for every run, else against steps."""
+    """Loss and validation bits per byte: of one run against tokens (steps where none are logged), of several against each axis that all of them know."""
     drawn = []
     for key, label in (("loss", "training loss, nats per token"), ("val_bpb", "validation, bits per byte")):
-        lines, unit = _lines(trainings, key)
-        if any(len(line.x) > 1 for line in lines):
-            svg = figures.curves(f"{phase}-{key}", lines, x_label=unit, y_label=label)
-            drawn.append(Figure(svg, f"{label[0].upper()}{label[1:]} against {unit}, {phase.upper()}."))
+        lines = {AXES[axis].label: found for axis in AXES if (found := _lines(trainings, key, axis))}
+        if not any(len(line.x) > 1 for found in lines.values() for line in found):
+            continue
+        if len(next(iter(lines.values()))) == 1:
+            unit = AXES["tokens"].label if AXES["tokens"].label in lines else AXES["step"].label
+            lines = {unit: lines[unit]}
+            svg = figures.curves(f"{phase}-{key}", lines[unit], x_label=unit, y_label=label)
+        else:
+            svg = figures.panels(f"{phase}-{key}", lines, y_label=label)
+        drawn.append(Figure(svg, f"{label[0].upper()}{label[1:]} against {text.listed(tuple(lines))}, {phase.upper()}."))
     return drawn
 
 
-def _lines(trainings: Sequence[Training], key: str) -> tuple[list[figures.Curve], str]:
-    series = [(training, *training.series(key)) for training in trainings]
-    series = [item for item in series if item[1]]
-    tokens = [{0.0: 0.0, **dict(zip(*training.series("tokens"), strict=True))} for training, _, _ in series]
-    by_tokens = bool(series) and all(step in known for (_, steps, _), known in zip(series, tokens, strict=True) for step in steps)
-    lines = [
-        figures.Curve(training.run, tuple(known[step] for step in steps) if by_tokens else steps, values)
-        for (training, steps, values), known in zip(series, tokens, strict=True)
-    ]
-    return lines, "tokens" if by_tokens else "steps"
+def _lines(trainings: Sequence[Training], key: str, axis: str) -> list[figures.Curve]:
+    """A curve for each run that has logged `key`; none unless every one of them knows the axis."""
+    lines = [figures.Curve(training.run, *series(training.metrics, key, axis)) for training in trainings if training.series(key)[0]]
+    return lines if all(line.x for line in lines) else []
 
 
 def _hyper_parameters(trainings: Sequence[Training]) -> Block:
