@@ -17,11 +17,13 @@ from nanochat.errors import UserError
 from nanochat.hardware import price_of
 from nanochat.history import cost_of
 from nanochat.report import figures, graph, render, text
-from nanochat.report.axes import thinned
+from nanochat.report.axes import series, thinned
 from nanochat.report.build import build_document
 from nanochat.report.document import Cell, Code, Document, Paragraph, Samples, Section, Table
-from nanochat.report.inputs import Inputs, read_inputs
+from nanochat.report.inputs import Inputs, Training, read_inputs
 from nanochat.report.metrics import chatcore, title
+from nanochat.report.training import _rows as training_rows
+from nanochat.report.training import curve_figures
 from nanochat.stages import report
 
 
@@ -327,6 +329,68 @@ def test_long_curve_is_thinned_to_means() -> None:
 def test_figure_has_the_page_colours_only() -> None:
     svg = figures.curves("x", [figures.Curve("a<b", (0, 1), (1, 2))], x_label="steps", y_label="loss")
     assert "var(--series-1)" in svg and not re.findall(r"#[0-9a-f]{6}\b", svg) and "a&lt;b" in svg
+
+
+# --- curves of several runs --------------------------------------------------------------------------------------------
+
+
+def logged(folder: Path, run: str, rows: list[dict[str, float]]) -> Training:
+    """A finished base training that has logged these lines."""
+    path = training(folder, run, "base", {})
+    write_text(path.parent / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    return inputs_of({"run_manifests": [path], "scores": [], "tokenizers": [], "tokens": [], "sources": []}).trainings[0]
+
+
+def updates(tokens_per_step: int = 512, steps: int = 20, **more: float) -> list[dict[str, float]]:
+    """Lines of updates: a step takes half a minute."""
+    each = [
+        {"step": step, "loss": 5.0 / step, "tokens": tokens_per_step * step, "flops": 1e15 * step, "elapsed_s": 30.0 * step} for step in range(1, steps + 1)
+    ]
+    return [{**row, **more} for row in each]
+
+
+def captions(trainings: list[Training]) -> list[str]:
+    return [figure.caption for figure in curve_figures(trainings, "base")]
+
+
+def test_several_runs_are_compared_over_four_axes_and_one_run_over_tokens(tmp_path: Path) -> None:
+    runs = [logged(tmp_path, "small", updates()), logged(tmp_path, "large", updates(1024))]
+    (figure,) = curve_figures(runs, "base")
+    assert figure.caption == "Training loss, nats per token against steps, tokens, FLOPs, hours of training, BASE."
+    assert all(f">{label}<" in figure.svg for label in ("steps", "tokens", "FLOPs", "hours of training", "small", "large"))
+    assert "var(--series-1)" in figure.svg and "var(--series-2)" in figure.svg and not re.findall(r"#[0-9a-f]{6}\b", figure.svg)
+    assert captions(runs[:1]) == ["Training loss, nats per token against tokens, BASE."]
+
+
+def test_run_without_validation_is_missing_in_the_figure_of_validations_alone(tmp_path: Path) -> None:
+    checked_too = [*updates(), {"step": 10, "val_bpb": 1.5}, {"step": 20, "val_bpb": 1.25}]
+    runs = [logged(tmp_path, name, rows) for name, rows in {"with": checked_too, "also": checked_too, "without": updates()}.items()]
+    loss, validation = curve_figures(runs, "base")
+    assert ">without<" in loss.svg and ">without<" not in validation.svg and ">also<" in validation.svg
+    assert captions(runs[1:]) == [captions(runs)[0], "Validation, bits per byte against tokens, BASE."]
+
+
+def test_axis_that_a_run_did_not_log_is_left_out(tmp_path: Path) -> None:
+    old = [{key: row[key] for key in ("step", "loss", "tokens")} for row in updates()]
+    assert captions([logged(tmp_path, "old", old), logged(tmp_path, "new", updates())]) == ["Training loss, nats per token against steps, tokens, BASE."]
+
+
+def test_curve_of_a_resumed_run_holds_each_step_once_at_its_hour_of_training() -> None:
+    """Step 3 was logged by two attempts. The validation of step 2 stands where the update of step 2 is."""
+    rows = [*updates(steps=3), {"step": 2, "val_bpb": 1.5}, {"step": 3, "loss": 9.0, "elapsed_s": 100.0}, {"step": 4, "loss": 8.0, "elapsed_s": 190.0}]
+    assert series(rows, "loss", "hours") == (pytest.approx((30 / 3600, 60 / 3600, 100 / 3600, 190 / 3600)), (5.0, 2.5, 9.0, 8.0))
+    assert series(rows, "val_bpb", "tokens") == ((1024.0,), (1.5,))
+    assert series([{"step": 0, "val_bpb": 3.0}], "val_bpb", "tokens") == ((0.0,), (3.0,))
+    assert series([{"step": 1, "loss": 3.0}], "loss", "tokens") == ((), ())
+    assert series(rows, "loss", "flops")[0][2] == 3e15  # more than any counter reaches
+
+
+def test_measured_time_and_memory_are_rows_where_they_are_logged(tmp_path: Path) -> None:
+    rows = training_rows([logged(tmp_path, "a", updates(step_s=0.25, data_share=0.031, peak_rss_bytes=512_000_000)), logged(tmp_path, "old", updates())], 0.0)
+    shown = {row[0].text: (row[1].text, row[2].text) for row in rows}
+    assert shown["seconds per step, median"] == ("0.25 s", "not available")
+    assert shown["of them fetching rows, median"][0] == "3.1%" and shown["peak memory of rank 0"][0] == "512.0 MB"
+    assert "peak memory of its GPU, reserved" not in shown
 
 
 # --- the stage -------------------------------------------------------------------------------------------------------
