@@ -30,7 +30,7 @@ PLACES = {  # where a section stands in the file -> its class
     "runs.NAME.base_train.horizon": "Horizon",
     "on_bad_step of a training": "OnBadStep",
     "runs.NAME.mid_train, runs.NAME.chat_sft": "Tune",
-    "keep, of a training stage": "Keep",
+    "keep of a training stage": "Keep",
     "wandb of a training stage": "Wandb",
     "trackio of a training stage": "Trackio",
     "entries of mixture and validation": "MixtureItem",
