@@ -27,7 +27,7 @@ from nanochat.train.batches import TextBatches
 from nanochat.train.loop import Counters, Settings, Trainer, Validation
 from nanochat.train.scaling import TrainingPlan, plan_base_train
 from nanochat.train.sizes import shape_of
-from nanochat.train.state import model_tensors, optimizer_tensors
+from nanochat.train.state import own_state, own_weights
 from nanochat.train.update import build_optimizer
 
 T, V, ROWS, STEPS, HISTORY = 16, 61, 4, 30, 10
@@ -67,7 +67,7 @@ class Watched(Trainer):
     states: list[dict[str, Tensor]]
 
     def _between_updates(self) -> None:
-        tensors = {**model_tensors(self.model), **optimizer_tensors(self.model, self.optimizer)}
+        tensors = {**own_weights(self.model, self.optimizer), **own_state(self.model, self.optimizer)}
         self.states.append({name: tensor.clone() for name, tensor in tensors.items()})
         super()._between_updates()
 
@@ -244,7 +244,7 @@ def _rank(rank: int, port: int, folder: Path, results: Any) -> None:
     runtime = Runtime(torch.device("cpu"), torch.float32, rank=rank, local_rank=rank, world_size=2)
     found = trainer(folder / "out", folder / "tokens" / "manifest.json", policy, runtime=runtime)
     counters = found.run()
-    results.put((rank, dataclasses.asdict(counters), {name: tensor.numpy() for name, tensor in found.states[-1].items() if name.startswith("model.")}))
+    results.put((rank, dataclasses.asdict(counters), {name: weight.detach().numpy() for name, weight in found.model.named_parameters()}))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
