@@ -24,7 +24,7 @@ from nanochat.recipes import RECIPES
 from nanochat.runtime import Runtime, StopRequest
 from nanochat.train.badsteps import MOST_IN_A_ROW, goes_on, spike
 from nanochat.train.batches import TextBatches
-from nanochat.train.loop import Counters, Settings, Trainer
+from nanochat.train.loop import Counters, Settings, Trainer, Validation
 from nanochat.train.scaling import TrainingPlan, plan_base_train
 from nanochat.train.sizes import shape_of
 from nanochat.train.state import own_state, own_weights
@@ -192,6 +192,15 @@ def test_what_goes_wrong_again_and_again_stops_however_it_was_to_be_skipped(tmp_
         broken.run()
 
 
+def test_a_validation_that_is_not_finite_stops_with_a_sentence(tmp_path: Path) -> None:
+    """Such a loss cannot be saved either: JSON has no NaN."""
+    broken = trainer(tmp_path / "out", corpus(tmp_path / "tokens", "noise"), {"non_finite": "skip"})
+    broken.settings = dataclasses.replace(broken.settings, validate_every=3, save_every_s=0.0)
+    broken.validate = lambda: Validation(math.nan, math.nan)
+    with pytest.raises(UserError, match=r"step 3: validation loss is nan; the model itself is broken.*; the state of step 2 is kept"):
+        broken.run()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "counters", "wanted"),
     [
@@ -235,7 +244,7 @@ def _rank(rank: int, port: int, folder: Path, results: Any) -> None:
     runtime = Runtime(torch.device("cpu"), torch.float32, rank=rank, local_rank=rank, world_size=2)
     found = trainer(folder / "out", folder / "tokens" / "manifest.json", policy, runtime=runtime)
     counters = found.run()
-    results.put((rank, dataclasses.asdict(counters), {name: tensor.numpy() for name, tensor in found.states[-1].items() if name.startswith("model.")}))
+    results.put((rank, dataclasses.asdict(counters), {name: weight.detach().numpy() for name, weight in found.model.named_parameters()}))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

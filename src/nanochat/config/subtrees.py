@@ -111,7 +111,8 @@ def dump(section: BaseModel) -> dict[str, Any]:
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """A stage's subtree, as received or resolved, without housekeeping: what decides its results, so what reruns and what resumes."""
-    neutral = {key: TrainCommon.model_fields[key].default.model_dump(mode="json") for key in LATER}
+    defaults = {key: TrainCommon.model_fields[key].default for key in LATER}
+    neutral = {key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value for key, value in defaults.items()}
     return {key: value for key, value in config.items() if key not in HOUSEKEEPING and not (key in neutral and value == neutral[key])}
 
 

@@ -295,6 +295,9 @@ class Trainer:
             validation = self.validate()
         if validation is None:
             return
+        if not math.isfinite(validation.loss):
+            why = "the model itself is broken, which passing over a batch does not cure"
+            raise UserError(f"step {self.counters.step}: validation loss is {validation.loss}; {why}; {self._kept()}; train with lower learning rates")
         self.counters.add_validation(validation)
         if self.metrics is not None:
             self.metrics.write(step=self.counters.step, val_bpb=validation.bpb, val_loss=validation.loss)
