@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src"
 PACKAGE = SOURCE / "nanochat"
 
-COMMANDS = {"plan", "status", "preflight", "inventory"}  # for the command line and the workflow alone
+COMMANDS = {"bench", "plan", "status", "preflight", "inventory"}  # for the command line and the workflow alone
 UPPER = {"train", "eval", "serve", "report", *COMMANDS}  # may read sections of the config
 BASIS = UPPER | {"model", "optim", "engine", "tokenizer", "config", "data", "tasks", "launch"}  # what the lowest modules must not know
 # part -> parts that it must not import. A part is a folder or a module directly below the package.
@@ -30,6 +30,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "plan": UPPER - {"plan", "train"} | {"optim", "engine", "tokenizer", "runtime", "launch", "progress"},
     "preflight": UPPER - {"preflight", "plan", "train"} | {"optim", "engine", "tokenizer", "launch", "progress"},
     "inventory": UPPER - {"inventory", "plan", "status", "preflight", "report"} | {"model", "optim", "engine", "launch", "progress"},
+    "bench": UPPER - {"bench", "train", "status", "report"} | {"optim", "launch", "progress"},
     "config": UPPER | {"model", "optim", "engine", "tokenizer", "runtime", "launch", "progress"},
     "history": BASIS | {"runtime", "progress"},
     "kept": BASIS | {"runtime", "progress"},
