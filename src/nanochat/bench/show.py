@@ -53,7 +53,7 @@ def _train(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("time goes to", ", ".join(f"{part} {percent(share)}" for part, share in found["shares"].items())),
         (
             "first step done",
-            f"{duration(first['since_process_start_s'])} after the start of the process "
+            f"{duration(first['since_process_start_s'])} after the start of the process, {duration(first['cpu_s'])} of CPU "
             f"(model and plan {duration(first['build_s'])}, the step {duration(first['update_s'])})",
         ),
     ]
