@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src"
 PACKAGE = SOURCE / "nanochat"
 
-COMMANDS = {"plan", "status", "watch", "preflight", "inventory"}  # for the command line and the workflow alone
+COMMANDS = {"bench", "plan", "status", "watch", "preflight", "inventory"}  # for the command line and the workflow alone
 UPPER = {"train", "eval", "serve", "report", *COMMANDS}  # may read sections of the config
 BASIS = UPPER | {"model", "optim", "engine", "tokenizer", "config", "data", "tasks", "launch", "mirror"}  # what the lowest modules must not know
 # part -> parts that it must not import. A part is a folder or a module directly below the package.
@@ -31,6 +31,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "preflight": UPPER - {"preflight", "plan", "train"} | {"optim", "engine", "tokenizer", "launch", "progress"},
     "inventory": UPPER - {"inventory", "plan", "status", "preflight", "report"} | {"model", "optim", "engine", "launch", "progress"},
     "watch": UPPER - {"watch", "status", "report"} | {"model", "optim", "engine", "tokenizer", "data", "tasks", "launch", "progress"},
+    "bench": UPPER - {"bench", "train", "status", "report"} | {"optim", "launch", "progress"},
     "config": UPPER | {"model", "optim", "engine", "tokenizer", "runtime", "launch", "progress"},
     "mirror": BASIS - {"mirror"} | {"artifacts", "kept", "history", "progress"},
     "history": BASIS | {"runtime", "progress"},

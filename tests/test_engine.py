@@ -2,12 +2,16 @@
 
 import random
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
+from model_cases import OFF, ON, config, shaken, some_ids
 
 from nanochat.engine import Engine, TextStream, sample_tokens
+from nanochat.model.cache import KVCache
 from nanochat.model.config import ModelConfig
+from nanochat.model.decode import Decoder
 from nanochat.model.gpt import GPT
 from nanochat.recipes import RECIPES
 
@@ -193,3 +197,47 @@ def test_a_stream_emits_whole_characters_only() -> None:
     assert pieces == ["a", "", "é", "", "", "€", "", "", "", "😀"]
     assert [stream.push(byte) for byte in "é".encode()[:1]] == [""]
     assert stream.finish() == "\ufffd"
+
+
+@pytest.mark.parametrize(
+    "variant", [{}, {"kv_heads": 2}, {"kv_heads": 1, "window_pattern": "SSL", "sequence_len": 600}, {"qk_norm": False, "depth": 2}, {"features": OFF}]
+)
+@pytest.mark.parametrize("lengths", [[5], [4, 4, 4], [3, 140, 1, 9]])
+def test_decoding_equals_the_model_called_with_a_cache(variant: dict[str, Any], lengths: list[int]) -> None:
+    changes = {"sequence_len": 160, **variant}
+    model = shaken(config(changes.pop("features", ON), **changes), torch.float64)
+    ids, further = some_ids(len(lengths), max(lengths)), some_ids(len(lengths), 12, seed=1)
+    caches = [KVCache(model.config, len(lengths), capacity=max(lengths) + 3, dtype=torch.float64) for _ in range(2)]
+    with torch.inference_mode():
+        assert Decoder.applies_to(model)
+        decoder = Decoder(model)
+        for cache in caches:
+            model.hidden(ids, cache)
+            cache.truncate(lengths)
+        for place in range(12):
+            expected = model(further[:, place : place + 1], caches[0])[:, 0]
+            assert torch.allclose(decoder.logits(further[:, place], caches[1]), expected, atol=1e-10, rtol=1e-9)
+        assert caches[0].lengths == caches[1].lengths
+        longest = max(caches[0].lengths)
+        for one, other in zip([*caches[0].keys, *caches[0].values], [*caches[1].keys, *caches[1].values], strict=True):
+            for row, length in enumerate(caches[0].lengths):
+                assert length <= longest
+                assert torch.allclose(one[row, :, :length], other[row, :, :length], atol=1e-11)
+
+
+def test_the_engine_decodes_with_the_weights_of_now() -> None:
+    """Samples are drawn in the middle of training: what was prepared for an earlier prompt is out of date."""
+    model = small_model()
+    engine = Engine(model, ByteTokenizer())
+    engine.generate_batch([[256, 5, 6]], max_new_tokens=8)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(-0.7)
+    assert engine.generate_batch([[256, 5, 6]], max_new_tokens=8) == [slow_greedy(model, [256, 5, 6], 8)]
+
+
+def test_decoding_on_a_cpu_is_used_where_it_applies() -> None:
+    model = small_model()
+    assert Decoder.applies_to(model)
+    model.dtype = torch.bfloat16
+    assert not Decoder.applies_to(model)

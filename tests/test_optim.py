@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanochat.optim import muon_adamw
+from nanochat.optim import muon_adamw, orthogonalize
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.optim.orthogonalize import NEWTON_SCHULZ, ORTHOGONALIZERS
 
@@ -78,6 +78,17 @@ def test_the_update_has_the_singular_vectors_of_the_gradient_and_values_near_one
     low, high = (0.6, 1.25) if orthogonalizer == "newton_schulz" else (0.85, 1.15)
     assert diagonal[well_conditioned].min() > low
     assert diagonal.max() < high
+
+
+@pytest.mark.parametrize("orthogonalizer", ORTHOGONALIZERS)
+@pytest.mark.parametrize("shape", [(16, 64), (64, 16), (16, 24)])
+def test_steps_on_the_gram_matrix_equal_steps_on_the_matrix(orthogonalizer: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = ORTHOGONALIZERS[orthogonalizer](matrices)
+    rough = ORTHOGONALIZERS[orthogonalizer](matrices.float())
+    monkeypatch.setattr(orthogonalize, "GRAM_FROM", 1000)
+    assert torch.allclose(found, ORTHOGONALIZERS[orthogonalizer](matrices), atol=1e-11)
+    assert (rough - found).abs().max() < 1e-4
 
 
 def test_orthogonalizing_an_all_zero_gradient_changes_nothing() -> None:

@@ -29,13 +29,15 @@ VERBS = {
     "data": ("nanochat.inventory.command", "list, fetch, verify, pack, unpack, show and clear away what runs read"),
     "plan": ("nanochat.plan.command", "say what a run would do and cost, before anything is spent"),
     "ranks": ("nanochat.stages.ranks", "check a run at any number of ranks, on this machine and without data"),
+    "bench": ("nanochat.bench.command", "how fast this machine trains, generates and prepares data"),
     "status": ("nanochat.status.status", "what every run is doing"),
     "runs": ("nanochat.status.runs", "what every attempt of every run cost"),
     "watch": ("nanochat.watch.command", "the curves of runs in the terminal, while they train"),
     "chat": ("nanochat.serve.terminal", "talk to a finished phase of a run"),
 }
 SUPERVISED = ("base_train", "mid_train", "chat_sft")  # run as ranks below a supervisor
-SPEAKERS = ("data", "plan", "preflight", "ranks", "status", "runs", "watch")  # all they do is print: a reader that leaves, as head does, ends them in silence
+# They only print: a reader that leaves, as head does, ends them in silence
+SPEAKERS = ("bench", "data", "plan", "preflight", "ranks", "status", "runs", "watch")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 WRONG_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 EXIT_USER_ERROR = 2

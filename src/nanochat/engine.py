@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nanochat.calculator import calculate
 from nanochat.model.cache import KVCache
+from nanochat.model.decode import Decoder
 from nanochat.model.gpt import GPT
 
 
@@ -110,6 +111,7 @@ class Engine:
 
     def __init__(self, model: GPT, tokenizer: Vocabulary) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self._decoder: Decoder | None = None  # of the weights as they were at the last prompt
         self.context = model.config.sequence_len
         self.stops = {tokenizer.bos, tokenizer.special("assistant_end")}
         self._python_start, self._python_end = tokenizer.special("python_start"), tokenizer.special("python_end")
@@ -154,12 +156,19 @@ class Engine:
         cache = KVCache(self.model.config, len(prompts), capacity=max(lengths) + min(room, 256), device=self._device, dtype=self.model.dtype)
         hidden = self.model.hidden(ids, cache)
         cache.truncate(lengths)
+        if not isinstance(self.model, GPT) or not Decoder.applies_to(self.model):
+            self._decoder = None
+        elif self._decoder is None or self._decoder.is_outdated:
+            self._decoder = Decoder(self.model)
         return cache, self.model.logits(hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1])
 
     @torch.inference_mode()
     def extend(self, tokens: list[int], cache: KVCache) -> Tensor:
         """Add one token to every row of the cache; logits (rows, V) of the next ones."""
-        return self.model.logits(self.model.hidden(torch.tensor(tokens, device=self._device)[:, None], cache)[:, 0])
+        ids = torch.tensor(tokens, device=self._device)
+        if self._decoder:
+            return self._decoder.logits(ids, cache)
+        return self.model.logits(self.model.hidden(ids[:, None], cache)[:, 0])
 
     def use_tool(self, row: Row, token: int) -> None:
         """Follow a sampled token: an expression between the python marks that has a value gets it written behind."""

@@ -37,6 +37,11 @@ class KVCache:
         """Positions that fit without growing."""
         return self.tokens.shape[1]
 
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all rows are equally long."""
+        return self.lengths.count(self.lengths[0]) == len(self.lengths)
+
     def positions(self, count: int) -> Tensor:
         """Positions (B, count) of the next `count` tokens of each row."""
         return torch.tensor(self.lengths, device=self.tokens.device)[:, None] + torch.arange(count, device=self.tokens.device)
@@ -51,6 +56,10 @@ class KVCache:
             raise ValueError(f"position {needed}: beyond sequence_len={self.limit}; keep the most recent {self.limit - T} tokens")
         if needed > self.capacity:
             self._grow(min(self.limit, max(needed, self.capacity + GROWTH)))
+        if self.is_uniform and (length := self.lengths[0]):
+            previous = self.tokens[:, length - 1].clone()
+            self.tokens[:, length : length + T] = ids
+            return previous
         lengths = torch.tensor(self.lengths, device=ids.device)
         previous = self.tokens.gather(1, (lengths - 1).clamp(min=0)[:, None])[:, 0].masked_fill(lengths == 0, -1)
         self._write(self.tokens, ids)
@@ -62,6 +71,20 @@ class KVCache:
         self._write(self.values[layer], values)
         end = max(self.lengths) + keys.shape[2]
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Store one more position of a layer, keys and values (B, H, D)."""
+        if self.is_uniform:
+            self.keys[layer].select(2, self.lengths[0]).copy_(keys)
+            self.values[layer].select(2, self.lengths[0]).copy_(values)
+        else:
+            self._write(self.keys[layer], keys[:, :, None])
+            self._write(self.values[layer], values[:, :, None])
+
+    def visible(self, layer: int, first: int) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values (B * H, K, D) from position `first` to the one that was appended to the longest row."""
+        count = max(self.lengths) + 1 - first
+        return self.keys[layer].narrow(2, first, count).flatten(0, 1), self.values[layer].narrow(2, first, count).flatten(0, 1)
 
     def advance(self, count: int) -> None:
         """Every row is `count` tokens longer; called once all layers are stored."""
@@ -84,7 +107,7 @@ class KVCache:
     def _write(self, buffer: Tensor, new: Tensor) -> None:
         """Put `new` (B, T) or (B, H, T, D) at each row's end."""
         count = new.shape[1] if new.ndim == 2 else new.shape[2]
-        if len(set(self.lengths)) == 1:
+        if self.is_uniform:
             start = self.lengths[0]
             (buffer if buffer.ndim == 2 else buffer.transpose(1, 2))[:, start : start + count] = new if new.ndim == 2 else new.transpose(1, 2)
             return

@@ -121,15 +121,17 @@ class _Projections(torch.autograd.Function):
         ctx: Any, x: Tensor, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, head_dim: int, qk_norm: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         B, T, C = x.shape
-        weight = torch.cat([_interleaved(query, head_dim), _interleaved(key, head_dim), value])
-        mixed = torch.mm(x.reshape(-1, C), weight.t()).view(B, T, -1, head_dim)
         heads, kv_heads = len(query) // head_dim, len(key) // head_dim
-        turned = mixed[:, :, : heads + kv_heads]
-        _as_complex(turned).mul_(torch.complex(cos, -sin))  # by minus the angle
-        scale = None
-        if qk_norm:
-            scale = inverse_rms(turned)
-            turned.mul_(scale)
+        weight = torch.cat([_interleaved(query, head_dim), _interleaved(key, head_dim), value])
+        mixed, turn = x.new_empty(B, T, heads + 2 * kv_heads, head_dim), torch.complex(cos, -sin)  # by minus the angle
+        scale = x.new_empty(B, T, heads + kv_heads, 1) if qk_norm else None
+        for rows in _row_blocks(B, T):
+            torch.mm(x[rows].reshape(-1, C), weight.t(), out=mixed[rows].view(-1, len(weight)))
+            turned = mixed[rows, :, : heads + kv_heads]
+            _as_complex(turned).mul_(turn)
+            if scale is not None:
+                scale[rows] = inverse_rms(turned)
+                turned.mul_(scale[rows])
         ctx.save_for_backward(x, weight, cos, sin, mixed, scale)
         ctx.sizes = heads, kv_heads
         q, k, v = torch.split(mixed, [heads, kv_heads, kv_heads], dim=2)
@@ -139,16 +141,27 @@ class _Projections(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, cos, sin, mixed, scale = ctx.saved_tensors
         heads, kv_heads = ctx.sizes
-        grad = torch.cat(grads, dim=2)
-        turned = grad[:, :, : heads + kv_heads]
-        if scale is not None:
-            turned.copy_(_norm_gradient(turned, mixed[:, :, : heads + kv_heads], scale))
-        _as_complex(turned).mul_(torch.complex(cos, sin))
-        flat, head_dim = grad.view(-1, len(weight)), grad.shape[-1]
-        grad_weight = torch.mm(flat.t(), x.reshape(len(flat), -1))
+        head_dim, turn = mixed.shape[-1], torch.complex(cos, sin)
+        grad_x, grad_weight = x.new_empty(x.shape), torch.zeros_like(weight)
+        for rows in _row_blocks(*x.shape[:2]):
+            grad = torch.cat([part[rows] for part in grads], dim=2)
+            turned = grad[:, :, : heads + kv_heads]
+            if scale is not None:
+                y = mixed[rows, :, : heads + kv_heads]
+                share = torch.linalg.vecdot(turned, y)[..., None].div_(-head_dim)
+                turned.addcmul_(y, share).mul_(scale[rows])
+            _as_complex(turned).mul_(turn)
+            flat = grad.view(-1, len(weight))
+            grad_weight.addmm_(flat.t(), x[rows].reshape(len(flat), -1))
+            torch.mm(flat, weight, out=grad_x[rows].view(len(flat), -1))
         grad_query, grad_key, grad_value = torch.split(grad_weight, [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim])
-        grad_x = torch.mm(flat, weight).view(x.shape)
         return grad_x, _deinterleaved(grad_query, head_dim), _deinterleaved(grad_key, head_dim), grad_value, None, None, None, None
+
+
+def _row_blocks(B: int, T: int) -> list[slice]:
+    """Whole rows, of about ROWS positions together."""
+    size = max(1, ROWS // T)
+    return [slice(start, start + size) for start in range(0, B, size)]
 
 
 def _query_blocks(T: int, window: int | None) -> list[tuple[int, int, int]]:
@@ -174,16 +187,16 @@ class _CausalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
         (B, T, heads, _), kv_heads = q.shape, k.shape[2]
-        out, weights, hidden = torch.empty(q.shape, dtype=q.dtype), [], {}
-        blocks = _query_blocks(T, window)
-        for first, start, end in blocks:
-            distance = torch.arange(start, end)[:, None] - torch.arange(first, end)
-            hidden[start] = ((distance < 0) | (distance >= (window or T))).repeat(heads // kv_heads, 1)
+        out, weights = torch.empty(q.shape, dtype=q.dtype), []
+        blocks, hidden = _query_blocks(T, window), _hidden(T, window, heads // kv_heads)
+        scratch = _Scratch(q, blocks)
         for row in range(B):
             keys, values = k[row].transpose(0, 1), v[row].transpose(0, 1)
             for first, start, end in blocks:
-                scores = torch.bmm(_head_first(q[row, start:end], kv_heads), keys[:, first:end].transpose(1, 2)).mul_(scale)
-                weight = torch.softmax(scores.masked_fill_(hidden[start], float("-inf")), dim=-1)
+                scores = scratch.product(_head_first(q[row, start:end], kv_heads), keys[:, first:end].transpose(1, 2), scale)
+                from_key, mask = hidden[start]
+                scores[:, :, from_key - first :].masked_fill_(mask, float("-inf"))
+                weight = torch.softmax(scores, dim=-1)
                 out[row, start:end] = _position_first(torch.bmm(weight, values[:, first:end]), end - start)
                 weights.append(weight)
         ctx.save_for_backward(q, k, v, *weights)
@@ -197,17 +210,40 @@ class _CausalAttention(torch.autograd.Function):
         B, T, kv_heads, D = k.shape
         grad_q = torch.empty(q.shape, dtype=q.dtype)
         grad_k, grad_v = (q.new_zeros(B, kv_heads, T, D) for _ in range(2))
-        saved = iter(weights)
+        saved, scratch = iter(weights), _Scratch(q, blocks)
         for row in range(B):
             keys, values = k[row].transpose(0, 1), v[row].transpose(0, 1)
             for first, start, end in blocks:
                 weight, queries, grad = next(saved), _head_first(q[row, start:end], kv_heads), _head_first(grads[0][row, start:end], kv_heads)
                 grad_v[row, :, first:end].baddbmm_(weight.transpose(1, 2), grad)
-                grad_weight = torch.bmm(grad, values[:, first:end].transpose(1, 2))
-                grad_scores = torch._softmax_backward_data(grad_weight, weight, -1, weight.dtype)
+                grad_weight = scratch.product(grad, values[:, first:end].transpose(1, 2))
+                grad_scores = torch.ops.aten._softmax_backward_data.out(grad_weight, weight, -1, weight.dtype, grad_input=grad_weight)
                 grad_q[row, start:end] = _position_first(torch.bmm(grad_scores, keys[:, first:end]), end - start).mul_(scale)
                 grad_k[row, :, first:end].baddbmm_(grad_scores.transpose(1, 2), queries, alpha=scale)
         return grad_q, grad_k.transpose(1, 2), grad_v.transpose(1, 2), None, None
+
+
+class _Scratch:
+    """Memory for the scores of one block after the other, which so stay in cache."""
+
+    def __init__(self, q: Tensor, blocks: list[tuple[int, int, int]]) -> None:
+        self._memory = q.new_empty(max(q.shape[2] * (end - start) * (end - first) for first, start, end in blocks))
+
+    def product(self, left: Tensor, right: Tensor, factor: float = 1.0) -> Tensor:
+        """factor * left @ right, for stacks of matrices; valid until the next call."""
+        shape = len(left), left.shape[1], right.shape[2]
+        out = self._memory[: shape[0] * shape[1] * shape[2]].view(shape)
+        return torch.baddbmm(out, left, right, beta=0, alpha=factor, out=out)
+
+
+def _hidden(T: int, window: int | None, groups: int) -> dict[int, tuple[int, Tensor]]:
+    """For each block of queries, by its start: the first key that one of them does not see, and which keys from there on each does not see."""
+    found = {}
+    for first, start, end in _query_blocks(T, window):
+        from_key = first if window else start  # without a window only keys of the block itself are hidden
+        distance = torch.arange(start, end)[:, None] - torch.arange(from_key, end)
+        found[start] = from_key, ((distance < 0) | (distance >= (window or T))).repeat(groups, 1)
+    return found
 
 
 def _as_complex(x: Tensor) -> Tensor:
