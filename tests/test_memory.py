@@ -117,7 +117,7 @@ class Case:
         Case("modern-2026-07", 2, 64, 16_384, 128, 8),
         Case("classic-2025-11", 2, 64, 1_024, 1_024, 2),
         Case("modern-2026-07", 2, 320, 512, 64, 2),
-        Case("compact-2026-11", 8, 64, 512, 128, 20, passes=1, recompute=True),
+        Case("compact-2026-11", 6, 64, 512, 128, 16, passes=1, recompute=True),
     ],
     ids=lambda case: f"{case.depth} x {case.width}, V {case.vocab_size}, {case.rows} x {case.sequence_len}{', recomputed' * case.recompute}",
 )
@@ -125,7 +125,6 @@ def test_the_peak_of_real_training_is_met_within_fifteen_percent(case: Case) -> 
     setting = Setting.of("cpu", accumulates=case.passes > 1, recompute="blocks" if case.recompute else "none")
     estimate = training_memory(case.shape, case.rows, setting)
     measured = in_a_child(case.peak)
-    print(case, measured / 1e6, (estimate.total - estimate.context) / measured, estimate)
     assert estimate.total - estimate.context == pytest.approx(measured, rel=0.15)
 
 
@@ -205,7 +204,7 @@ def run(folder: Path, plan: TrainingPlan, *, room: int | None = None, rank: int 
         return {"error": str(error), "said": said}
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     if stop_after:
-        loop.save()
+        loop.save(in_background=False)
     return {"loss": counters.final_loss, "rows": loop.plan.micro_batch_rows, "seen": [len(positions) for _, positions in batches.seen], "said": said}
 
 

@@ -320,7 +320,7 @@ def test_rows_that_are_chosen_for_a_card_fit_into_it(depth: int) -> None:
 def test_a_plan_warns_where_the_card_is_too_small() -> None:
     fine, small = (make_plan(planner({**A100, "gpu_memory_gb": size}), training_jobs()) for size in (80, 40))
     assert not fine.warnings
-    assert small.warnings[0].startswith("base_train d20: about 47 GiB of a GPU's 40 GiB; lower micro_batch_rows (now 16)")
+    assert small.warnings[0].startswith("base_train d20: about 44 GiB of a GPU's 40 GiB; lower micro_batch_rows (now 16)")
 
 
 # --- reasons ---------------------------------------------------------------------------------------------------------
@@ -417,7 +417,7 @@ def test_totals_are_the_sums_of_the_jobs() -> None:
     assert plan.totals.price == pytest.approx(16 * sum(hours))
     words = full(plan)
     assert "561.0M parameters, 11,219.8M tokens in 21,400 steps, 3.92e+19 FLOPs" in words
-    assert "about 47 of 80 GiB of each A100 (16 rows at a time, 2 passes per step)" in words
+    assert "about 44 of 80 GiB of each A100 (16 rows at a time, 2 passes per step)" in words
     assert "tokenize a b c" in words and "$2.00 per card and hour, profile" in words
 
 

@@ -35,6 +35,7 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
         x, x0 = (saved.detach().requires_grad_() for saved in ctx.saved_tensors)
         with torch.enable_grad():
-            y = ctx.block(x, x0)
-        torch.autograd.backward(y, grads[0])
+            # its gradient at y is what came in; handing that over as such would import sympy, 36 MB and a second
+            product = (ctx.block(x, x0) * grads[0]).sum()
+        product.backward()  # type: ignore[no-untyped-call]
         return None, x0.grad, x.grad

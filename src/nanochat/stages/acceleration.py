@@ -26,9 +26,7 @@ def accelerated(model: GPT, runtime: Runtime, section: Mapping[str, Any], *, com
     windowed = [window for window in model.config.windows if window is not None]
     model.windowed, name = windows.choose(runtime.device, runtime.dtype, compiled=compiled)
     if windowed and runtime.device.type != "cpu" and runtime.is_main:
-        cost = (
-            "" if model.windowed else ": as slow as attention to everything, a third slower than window_pattern: L on an A100; compile, or install flash-attn"
-        )
+        cost = "" if model.windowed else ": 27% slower than window_pattern: L on an A100; compile, or install flash-attn"
         log(f"attention over {min(windowed)} positions in {len(windowed)} of {model.config.depth} layers by {name}{cost}")
     return compiling.CompiledGPT(model, log) if compiled else model
 

@@ -231,6 +231,7 @@ class Trainer:
             let_go(self.runtime)
             self.plan = with_fewer_rows(self.plan, step, self.progress.say)
             self.counters.fewer_rows = self.plan.micro_batch_rows
+            progress.enter("first step")  # another size is compiled again, which takes as long
 
     def _refuse(self, loss: float) -> str | None:
         """Why a step with this loss shall not be made; remembers that it is a spike if it is made all the same."""
