@@ -38,6 +38,7 @@ rule chat_sft:
     priority: 1
     threads: 64  # all there are: snakemake lowers it to --cores
     resources:
+        compile="auto",
         device="auto",
         gpu=0,
         mem_mb=4000,
@@ -54,6 +55,7 @@ rule chat_sft:
             --manifest {output.manifest:q} \
             --device "$(device {params.gpus} {resources.device})" \
             --ranks "$(ranks {params.gpus})" \
+            --compile {resources.compile} \
             --threads "$(threads_per_rank {threads} {params.gpus})" \
             --max-seconds "$(seconds_to_train {resources.runtime})" {params.pace} \
             2>&1 | keep_log {log:q}

@@ -8,6 +8,7 @@ import yaml
 
 from nanochat import config
 from nanochat.data.sources import SOURCES
+from nanochat.train.memory import most_rows
 from nanochat.train.scaling import plan_base_train
 from nanochat.train.sizes import model_configs, shape_of
 
@@ -61,8 +62,8 @@ def test_micro_batches_for_gpus_fit_by_our_own_estimate(name: str, run: str) -> 
     section = experiment.runs[run].base_train
     resolved = config.resolve_base_train(section, experiment.runs[run].recipe)
     vocab_size = experiment.tokenizers[experiment.runs[run].tokenizer].vocab_size
-    shape = shape_of(*model_configs(resolved, section.depth, vocab_size, experiment.corpora[experiment.runs[run].corpus].sequence_len))
-    plan = plan_base_train({**resolved, "micro_batch_rows": None}, shape, ranks=8, memory_bytes=80 << 30)
+    own, reference = model_configs(resolved, section.depth, vocab_size, experiment.corpora[experiment.runs[run].corpus].sequence_len)
+    plan = plan_base_train({**resolved, "micro_batch_rows": None}, shape_of(own, reference), ranks=8, most_rows=most_rows(own, 80 << 30))
     assert section.micro_batch_rows == plan.micro_batch_rows
 
 

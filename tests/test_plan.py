@@ -24,8 +24,7 @@ from nanochat.plan.rates import read_rates
 from nanochat.plan.summary import Plan, make_plan
 from nanochat.plan.text import full, totals
 from nanochat.recipes import RECIPES
-from nanochat.train.scaling import choose_micro_batch_rows
-from nanochat.train.sizes import LOGITS_AT_ONCE, shape_of, training_memory
+from nanochat.train.memory import LOGITS_AT_ONCE, Setting, most_rows, training_memory
 
 ROOT = Path(__file__).parents[1]
 A100 = {"gpu": 8, "gpu_model": "a100"}
@@ -287,9 +286,13 @@ def model(recipe: str, depth: int, vocab_size: int = 65_536) -> ModelConfig:
     [(("classic-2025-11", 20), 32, 79.1), (("classic-2025-11", 32), 8, 78.0), (("modern-2026-07", 24, 32_768), 16, 67.6)],
     ids=["depth 20", "depth 32", "depth 24"],
 )
-def test_published_memory_is_met_from_above(shape: tuple[Any, ...], rows: int, published_gb: float) -> None:
-    """Those runs share the optimizer among 8 GPUs and compile the model, ours does neither: it needs more, and never much more."""
-    assert 1.0 <= training_memory(model(*shape), rows).total / 1e9 / published_gb <= 1.2
+def test_published_memory_is_met_within_fifteen_percent(shape: tuple[Any, ...], rows: int, published_gb: float) -> None:
+    """Those runs share the optimizer among 8 GPUs, as ours; they hold all logits at once, which ours does not, and compile, which keeps less."""
+    estimated_gb = training_memory(model(*shape), rows, Setting(shards=8)).total / 1e9
+    assert estimated_gb == pytest.approx(published_gb, rel=0.15)
+    assert f"| {rows} | {published_gb} GB | {estimated_gb:.1f} GB | {estimated_gb / published_gb - 1:+.0%} |" in (
+        ROOT / "docs/explanation/estimates.md"
+    ).read_text(encoding="utf-8")
 
 
 def test_memory_is_that_of_its_parts() -> None:
@@ -310,14 +313,14 @@ def test_logits_held_at_once_are_those_of_the_loss() -> None:
 @pytest.mark.parametrize("depth", [12, 20, 26])
 def test_rows_that_are_chosen_for_a_card_fit_into_it(depth: int) -> None:
     own = model("classic-2025-11", depth)
-    rows = choose_micro_batch_rows(1 << 20, shape_of(own, own), memory_bytes=80 * GIB)
+    rows = most_rows(own, 80 * GIB)
     assert training_memory(own, rows).total < 80 * GIB < training_memory(own, 4 * rows).total
 
 
 def test_a_plan_warns_where_the_card_is_too_small() -> None:
     fine, small = (make_plan(planner({**A100, "gpu_memory_gb": size}), training_jobs()) for size in (80, 40))
     assert not fine.warnings
-    assert small.warnings[0].startswith("base_train d20: about 48 GiB of a GPU's 40 GiB; lower micro_batch_rows (now 16)")
+    assert small.warnings[0].startswith("base_train d20: about 44 GiB of a GPU's 40 GiB; lower micro_batch_rows (now 16)")
 
 
 # --- reasons ---------------------------------------------------------------------------------------------------------
@@ -414,7 +417,7 @@ def test_totals_are_the_sums_of_the_jobs() -> None:
     assert plan.totals.price == pytest.approx(16 * sum(hours))
     words = full(plan)
     assert "561.0M parameters, 11,219.8M tokens in 21,400 steps, 3.92e+19 FLOPs" in words
-    assert "about 48 of 80 GiB of each A100 (16 rows at a time, 2 passes per step)" in words
+    assert "about 44 of 80 GiB of each A100 (16 rows at a time, 2 passes per step)" in words
     assert "tokenize a b c" in words and "$2.00 per card and hour, profile" in words
 
 

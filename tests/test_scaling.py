@@ -9,7 +9,8 @@ from nanochat.errors import UserError
 from nanochat.model.config import ModelConfig
 from nanochat.recipes import RECIPES
 from nanochat.train import scaling
-from nanochat.train.scaling import Shape, choose_micro_batch_rows, plan_base_train, plan_tune, weight_decay_rule
+from nanochat.train.memory import CPU_MICRO_BATCH_TOKENS
+from nanochat.train.scaling import Shape, plan_base_train, plan_tune, weight_decay_rule
 
 MODERN, CLASSIC, COMPACT = "modern-2026-07", "classic-2025-11", "compact-2026-11"
 # depth, total parameters (millions), scaling parameters (millions), steps at ratio 8, at ratio 12, log2 of the batch, weight decay
@@ -123,12 +124,11 @@ def test_every_row_of_a_step_is_in_one_micro_batch(ranks):
     assert plan.micro_batch_rows * plan.accumulation * plan.ranks == plan.rows_per_step == 256
 
 
-def test_micro_batch_grows_with_memory_and_shrinks_with_the_model():
-    small, large = shape_of(12, MODERN), shape_of(32, MODERN)
-    rows = [choose_micro_batch_rows(64, shape, memory_bytes=memory) for shape in (small, large) for memory in (40 << 30, 80 << 30)]
-    assert rows[0] <= rows[1] and rows[2] < rows[0] and rows[3] < rows[1] and min(rows) >= 1
-    assert all(64 % row == 0 for row in rows)
-    assert choose_micro_batch_rows(60, small, memory_bytes=None) * 2048 <= scaling.CPU_MICRO_BATCH_TOKENS
+def test_micro_batch_is_the_largest_divisor_that_fits_and_on_a_cpu_what_is_fast():
+    shape = shape_of(12, MODERN)
+    assert [plan_base_train(resolved(MODERN), shape, ranks=8, most_rows=most).micro_batch_rows for most in (1, 7, 8, 1000)] == [1, 4, 8, 32]
+    assert plan_base_train(resolved(MODERN), shape).micro_batch_rows * 2048 == CPU_MICRO_BATCH_TOKENS
+    assert plan_base_train(resolved(MODERN, micro_batch_rows=16), shape, ranks=8, most_rows=8).micro_batch_rows == 16, "who asks gets it"
 
 
 def test_tuning_inherits_rates_and_batch_of_the_parent():
@@ -143,4 +143,4 @@ def test_tuning_inherits_rates_and_batch_of_the_parent():
 
 def test_plan_holds_nothing_of_the_machine():
     shape = shape_of(12, MODERN)
-    assert plan_base_train(resolved(MODERN), shape, ranks=8, memory_bytes=80 << 30).to_dict() == plan_base_train(resolved(MODERN), shape).to_dict()
+    assert plan_base_train(resolved(MODERN), shape, ranks=8, most_rows=32).to_dict() == plan_base_train(resolved(MODERN), shape).to_dict()

@@ -36,6 +36,8 @@ ACCELERATORS = (
     Accelerator("H200", 989e12, 141, OTHER_PRICE, 0.53),
     Accelerator("V100", 15.7e12, 32, 0.55),  # fp32: it has no bf16
     Accelerator("A40", 149.7e12, 48, OTHER_PRICE),
+    Accelerator("A30", 165e12, 24, OTHER_PRICE),
+    Accelerator("A10", 125e12, 24, OTHER_PRICE),
     Accelerator("L40S", 362e12, 48, OTHER_PRICE),
     Accelerator("L4", 121e12, 24, OTHER_PRICE),
 )
@@ -47,8 +49,8 @@ def accelerator(name: str | None) -> Accelerator | None:
 
 
 def peak_flops(device_name: str | None) -> float | None:
-    """Peak speed of one device, None where it is not known."""
-    kind = accelerator(device_name)
+    """Peak speed of one device, None where it is not known: nor is that of a slice of a card (MIG), whose name holds the whole card's."""
+    kind = None if re.search(r"\bMIG\b", device_name or "") else accelerator(device_name)
     return kind.peak_flops if kind else None
 
 

@@ -17,9 +17,9 @@ NOT_A_SOURCE = ("wheels",)  # folders of resources/ that hold something else
 # Housekeeping: keys that decide when something is shown, measured or saved, or how much memory it takes, and that no weight and (but for
 # rounding) no score depends on. They are handed to the stage and are no part of what it is: a change of them reruns and discards nothing.
 # micro_batch_rows is none of them: its rounding goes into the weights and grows. Nor is validation_rows: it decides what is held out.
-HOUSEKEEPING = ("validate_every", "sample_every", "save_every_s", "keep", "batch_rows", "log_every", "tensorboard", "wandb", "trackio")
+HOUSEKEEPING = ("validate_every", "sample_every", "save_every_s", "keep", "batch_rows", "recompute", "log_every", "tensorboard", "wandb", "trackio")
 # Keys that came later: they are part of what a stage is only where they are not neutral, so that what was made before them stays what it is.
-LATER = ("on_bad_step",)
+LATER = ("on_bad_step", "fp8")
 Name = Annotated[str, Field(pattern=NAME, max_length=64)]
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 Count = Annotated[int, Field(ge=0, strict=True)]
@@ -260,7 +260,9 @@ class Trackio(Section):
 class TrainCommon(Section):
     """Keys that every training stage has. Counts are in optimizer steps."""
 
-    micro_batch_rows: PositiveInt | None = None  # rows per forward pass; absent: chosen from the shape
+    micro_batch_rows: PositiveInt | None = None  # rows per forward pass; absent: as many as fit into memory and are fast
+    recompute: Literal["none", "blocks"] = "none"  # blocks: keep their inputs alone for the backward pass; same results, a third slower, far less memory
+    fp8: bool = False  # products of blocks in eight bits: another, less exact training, on cards from compute capability 8.9 on (no A100)
     validate_every: Count = 250  # 0: only at the end; a change of it reruns nothing
     validation_rows: PositiveInt = 256
     sample_every: Count = 0  # 0: only at the end; a change of it reruns nothing

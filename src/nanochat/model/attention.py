@@ -14,6 +14,7 @@ from nanochat.model import kernels
 from nanochat.model.cache import KVCache
 from nanochat.model.config import GATE_CHANNELS, ModelConfig
 from nanochat.model.layers import Linear, rotate, rotated_norm
+from nanochat.model.windows import Windowed
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Context:
     sin: Tensor
     cache: KVCache | None = None
     masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+    windowed: Windowed | None = None  # for windows that hide something, in training on a GPU
 
     def mask(self, window: int | None, count: int, device: torch.device) -> Tensor | None:
         """Boolean mask (T, K) or (B, 1, T, K) of what a query sees; None: plain causal, or one query that sees everything."""
@@ -70,6 +72,8 @@ class FullAttention(nn.Module):
             v = v + strength[..., None] * value_embedding.view(B, T, self.kv_heads, self.head_dim)
         if context.cache is None and kernels.applies_to(x):
             return self._merge(kernels.causal_attention(q, k, v, scale=self.scale, window=self.window))
+        if context.cache is None and context.windowed is not None and self.window is not None and self.window < T:
+            return self._merge(context.windowed(q, k, v, window=self.window, scale=self.scale))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
         mask = context.mask(self.window, T, x.device)
         if context.cache is not None:

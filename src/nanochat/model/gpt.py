@@ -3,6 +3,7 @@
 Legend: B rows, T positions, C width, V vocabulary. Weights are fp32; activations have the dtype given to GPT.
 """
 
+from functools import partial
 from typing import Literal, overload
 
 import torch
@@ -15,6 +16,8 @@ from nanochat.model.cache import KVCache
 from nanochat.model.config import SMEAR_CHANNELS, ModelConfig
 from nanochat.model.layers import Embedding, Linear, norm, rotary_table
 from nanochat.model.loss import summed_cross_entropy, token_cross_entropy
+from nanochat.model.recompute import recomputed
+from nanochat.model.windows import Windowed
 
 
 class MLP(nn.Module):
@@ -60,6 +63,8 @@ class GPT(nn.Module):
             raise ValueError(f"attention={config.attention!r}: not a variant; choose one of {', '.join(ATTENTION)}")
         self.config = config
         self.dtype = dtype  # of activations
+        self.recompute = False  # of each block keep the input alone for the backward pass, and compute the rest of it again there
+        self.windowed: Windowed | None = None  # attention over a window on a GPU; None: SDPA with a mask
         self.embedding = Embedding(config.padded_vocab_size, config.width)
         self.value_embeddings = nn.ModuleDict({str(layer): Embedding(config.padded_vocab_size, config.kv_width) for layer in config.value_embedding_layers})
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
@@ -102,11 +107,14 @@ class GPT(nn.Module):
         if self.config.smear:
             x = self._smear(x, previous)
         x0, middle = x, x
-        for layer, block in enumerate(self.blocks):
-            if self.config.residual_lambdas:
-                x = self.residual_lambdas[layer].to(x.dtype) * x + self.x0_lambdas[layer].to(x.dtype) * x0
-            key = str(layer)
-            x = block(x, context, self.value_embeddings[key](ids).to(self.dtype) if key in self.value_embeddings else None)
+        if self.recompute:  # a block that is computed again must find its mask
+            for window in set(self.config.windows):
+                context.mask(window, ids.shape[1], ids.device)
+        for layer in range(self.config.depth):
+            if self.recompute and cache is None and torch.is_grad_enabled():
+                x = recomputed(partial(self._layer, layer, ids, context), x, x0)
+            else:
+                x = self._layer(layer, ids, context, x, x0)
             if layer == self.config.depth // 2:
                 middle = x
         if self.config.backout:
@@ -133,22 +141,35 @@ class GPT(nn.Module):
 
         sum: (sum over targets, number of targets), logits held for some rows at a time only. none: per position (B, T).
         """
-        hidden = self.hidden(ids).flatten(0, 1)
+        hidden = self.hidden(ids)
+        if reduction == "sum":
+            return self.loss_of(hidden, targets)
+        flat, vocab_size, cap = targets.flatten(), self.config.vocab_size, self.config.softcap
+        return token_cross_entropy(hidden.flatten(0, 1), self.head.weight, flat, vocab_size=vocab_size, softcap=cap).view(targets.shape)
+
+    def loss_of(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed loss, and number of targets, of what `hidden` returned."""
         flat = targets.flatten()
-        weight, vocab_size, cap = self.head.weight, self.config.vocab_size, self.config.softcap
-        if reduction == "none":
-            return token_cross_entropy(hidden, weight, flat, vocab_size=vocab_size, softcap=cap).view(targets.shape)
-        return summed_cross_entropy(hidden, weight, flat, vocab_size=vocab_size, softcap=cap), (flat >= 0).sum()
+        total = summed_cross_entropy(hidden.flatten(0, 1), self.head.weight, flat, vocab_size=self.config.vocab_size, softcap=self.config.softcap)
+        return total, (flat >= 0).sum()
 
     def _context(self, ids: Tensor, cache: KVCache | None) -> tuple[Context, Tensor | None]:
         T = ids.shape[1]
         if cache is None:
             if self.config.sequence_len < T:
                 raise ValueError(f"T={T}: longer than sequence_len={self.config.sequence_len}; cut the rows")
-            return Context(self.cos[:T].to(self.dtype), self.sin[:T].to(self.dtype)), None
+            return Context(self.cos[:T].to(self.dtype), self.sin[:T].to(self.dtype), windowed=self.windowed), None
         previous = cache.begin(ids)
         positions = cache.positions(T)
         return Context(self.cos[positions].to(self.dtype), self.sin[positions].to(self.dtype), cache), previous
+
+    def _layer(self, layer: int, ids: Tensor, context: Context, x: Tensor, x0: Tensor) -> Tensor:
+        """x (B, T, C) -> (B, T, C); x0: input of the first block."""
+        if self.config.residual_lambdas:
+            x = self.residual_lambdas[layer].to(x.dtype) * x + self.x0_lambdas[layer].to(x.dtype) * x0
+        key = str(layer)
+        y: Tensor = self.blocks[layer](x, context, self.value_embeddings[key](ids).to(self.dtype) if key in self.value_embeddings else None)
+        return y
 
     def _smear(self, x: Tensor, previous: Tensor | None) -> Tensor:
         """Add to each embedding (B, T, C) a gated share of the one before; `previous` (B,): ids before the first, -1: none."""
@@ -159,6 +180,12 @@ class GPT(nn.Module):
             before = torch.cat([first[:, None], x[:, :-1]], dim=1)
         gate = torch.sigmoid(self.smear_gate(x[..., : self.smear_gate.inputs]))  # (B, T, 1)
         return x + self.smear_lambda.to(x.dtype) * gate * before
+
+    def use_fp8(self) -> None:
+        """Compute the products of blocks in eight bits where their sizes allow it, in training."""
+        for module in self.blocks.modules():
+            if isinstance(module, Linear):
+                module.fp8 = True
 
     # --- for the optimizer -------------------------------------------------------------------------------------------
 

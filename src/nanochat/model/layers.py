@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat.model import kernels
+from nanochat.model import fp8, kernels
 
 
 class Linear(nn.Module):
@@ -13,10 +13,13 @@ class Linear(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.inputs, self.outputs = inputs, outputs
+        self.fp8 = False  # whether products of training are in eight bits
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., inputs) -> (..., outputs)."""
+        if self.fp8 and torch.is_grad_enabled() and fp8.applies_to(x.numel() // self.inputs, self.inputs, self.outputs):
+            return fp8.linear(x, self.weight)
         return F.linear(x, self.weight.to(x.dtype))
 
 

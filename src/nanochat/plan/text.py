@@ -106,12 +106,11 @@ def _details(group: Sequence[Planned]) -> Iterable[str]:
             f"{training.work.params / 1e6:,.1f}M parameters, {about}{training.work.tokens / 1e6:,.1f}M tokens "
             f"in {training.work.steps:,} steps, {training.work.flops:.2e} FLOPs"
         )
+        passes = f"{_count(training.plan.micro_batch_rows, 'row')} at a time, {_count(training.plan.accumulation, 'pass')} per step"
         if first.estimate.memory_bytes and first.facts.card:
-            rows = training.plan.micro_batch_rows
-            yield (
-                f"about {first.estimate.memory_bytes / GIB:.0f} of {first.facts.card.memory_gib} GiB of each {first.facts.card_name} "
-                f"({rows} row{'s' * (rows > 1)} at a time, {_count(training.plan.accumulation, 'pass')} per step)"
-            )
+            yield f"about {first.estimate.memory_bytes / GIB:.0f} of {first.facts.card.memory_gib} GiB of each {first.facts.card_name} ({passes})"
+        elif not first.facts.gpus:
+            yield f"about {training.memory.total / GIB:.1f} GiB of memory ({passes})"
     if first.estimate.rate and first.estimate.rate != "assumed":
         yield f"speed: {first.estimate.rate}"
     if first.estimate.why_unknown and first.job.stage != "fetch":

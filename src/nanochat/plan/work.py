@@ -1,7 +1,7 @@
 """What each kind of job has to do, computed from the experiment alone: parameters, tokens, FLOPs, memory, disk."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -10,8 +10,9 @@ from nanochat.model.config import ModelConfig
 from nanochat.plan.estimate import Machine, TrainingWork
 from nanochat.plan.texts import OTHER_QUESTION_TOKENS, PACKED, QUESTION_TOKENS, bytes_per_token, mixture_conversations, mixture_tokens, rows_of
 from nanochat.tasks import TASKS
+from nanochat.train.memory import Memory, Setting, most_rows, optimizer_bytes, training_memory
 from nanochat.train.scaling import TrainingPlan, plan_base_train, plan_tune
-from nanochat.train.sizes import Memory, model_configs, optimizer_bytes, shape_of, training_memory
+from nanochat.train.sizes import model_configs, shape_of
 
 TRAINING = ("base_train", "mid_train", "chat_sft")
 RESUME_SLOTS = 2  # states that a training stage keeps while it runs
@@ -55,17 +56,17 @@ class Works:
         """A training stage on `ranks` cards (1 for a CPU) of `memory_bytes`. Raises UserError if its batch does not divide."""
         run = self.experiment.runs[name]
         config, reference = self.model(run)
-        place: dict[str, Any] = {"ranks": ranks, "memory_bytes": memory_bytes}
+        section: Any = getattr(run, stage)
+        setting = Setting.of("cpu" if memory_bytes is None else "cuda", recompute=section.recompute, shards=ranks)
+        place: dict[str, Any] = {"ranks": ranks, "most_rows": most_rows(config, memory_bytes, setting)}
         base_place = place if stage == "base_train" else {}
         base = plan_base_train(resolve_base_train(run.base_train, run.recipe), shape_of(config, reference), **base_place)
         if stage == "base_train":
-            section: Any = run.base_train
-            return _described(section, config, base, read_bytes=base.tokens * _token_bytes(config), keep_optimizer=True)
-        section = getattr(run, stage)
+            return _described(section, config, base, setting, read_bytes=base.tokens * _token_bytes(config), keep_optimizer=True)
         rows = mixture_rows(section, config)
         plan = plan_tune(stage, section.model_dump(mode="json"), base.to_dict(), shape_of(config, config), rows=rows, **place)
         conversations = mixture_conversations([*section.mixture, *section.validation])
-        return _described(section, config, plan, conversations=conversations, keep_optimizer=stage == "mid_train")
+        return _described(section, config, plan, setting, conversations=conversations, keep_optimizer=stage == "mid_train")
 
     # --- scores ------------------------------------------------------------------------------------------------------
 
@@ -93,7 +94,9 @@ def _token_bytes(config: ModelConfig) -> int:
     return 2 if config.vocab_size <= 1 << 16 else 4
 
 
-def _described(section: Any, config: ModelConfig, plan: TrainingPlan, *, read_bytes: int = 0, conversations: int = 0, keep_optimizer: bool) -> Training:
+def _described(
+    section: Any, config: ModelConfig, plan: TrainingPlan, setting: Setting, *, read_bytes: int = 0, conversations: int = 0, keep_optimizer: bool
+) -> Training:
     counts = config.parameter_counts()
     weights, optimizer = 4 * counts["total"], optimizer_bytes(config)
     work = TrainingWork(
@@ -109,7 +112,7 @@ def _described(section: Any, config: ModelConfig, plan: TrainingPlan, *, read_by
         state_bytes=weights + optimizer,
         save_every_s=section.save_every_s,
     )
-    memory = training_memory(config, plan.micro_batch_rows)
+    memory = training_memory(config, plan.micro_batch_rows, replace(setting, accumulates=plan.accumulation > 1))
     on_the_way = (section.keep.last + 1 if section.keep.every else 0) + 2 * section.keep.best  # the most there are at a time (stages/checkpoints.py)
     kept = weights * (1 + on_the_way) + optimizer * keep_optimizer
     return Training(config, plan, work, memory, kept, RESUME_SLOTS * (weights + optimizer), bool(conversations))

@@ -27,7 +27,7 @@ from nanochat.model.gpt import GPT
 from nanochat.runtime import log
 from nanochat.stages.common import add_training_flags, read_stage_config, stage_parser
 from nanochat.stages.samples import TEXT_PROMPTS, Sampler
-from nanochat.stages.training import Work, accelerator_bytes, finish, session, train, validation_hook, verify_files
+from nanochat.stages.training import Work, finish, rows_that_fit, session, train, validation_hook, verify_files
 from nanochat.tasks.draw import sample_indices
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.batches import TextBatches, next_token_pairs
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
         verify_files(current, flags.tokens, TOKENS_FILE)
         progress.enter("model")
         shape = shape_of(config, reference)
-        plan = plan_base_train(resolved, shape, ranks=runtime.world_size, memory_bytes=accelerator_bytes(runtime))
+        plan = plan_base_train(resolved, shape, ranks=runtime.world_size, most_rows=rows_that_fit(config, runtime, resolved))
         model = GPT(config, dtype=runtime.dtype, generator=torch.Generator().manual_seed(section.seed)).to(runtime.device)
         optimizer = build_optimizer(model, plan, runtime)
         batches = TextBatches(rows, rows_per_step=plan.rows_per_step, seed=section.seed, weights=section.weights)

@@ -60,6 +60,8 @@ def add_training_flags(parser: StageParser) -> None:
     parser.add_argument("--weights", type=Path, required=True, metavar="OUT", help="model.safetensors to write")
     parser.add_argument("--manifest", type=Path, required=True, metavar="OUT", help="manifest.json to write, last, beside the weights")
     add_machine_flags(parser)
+    help_of = "compile the blocks of the model with torch.compile: auto (default) means on a GPU; the rounding of compiled code is another"
+    parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help=help_of)
     add_launch_flags(parser)
     parser.add_argument("--max-seconds", type=positive_float, help="stop with resume state saved and exit code 75 after so much wall time")
 

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from nanochat import artifacts, kept, progress
@@ -20,14 +21,17 @@ from nanochat.errors import Stopped, UserError
 from nanochat.eval.bpb import TextLoss, text_loss_of
 from nanochat.hardware import peak_flops
 from nanochat.launch.flags import limits_of
+from nanochat.model.config import ModelConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.weights import DESCRIPTION, WEIGHTS, save_weights
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.runtime import Runtime, StopRequest, log, slurm_job_id
+from nanochat.stages.acceleration import accelerated, read_ahead
 from nanochat.stages.checkpoints import Checkpoints
 from nanochat.stages.samples import Sampler
 from nanochat.train.batches import ConversationBatches, TextBatches
 from nanochat.train.loop import Counters, Settings, Trainer, Validation
+from nanochat.train.memory import Setting, most_rows
 from nanochat.train.metrics import Heartbeat
 from nanochat.train.resume import FOLDER
 from nanochat.train.scaling import TrainingPlan
@@ -106,6 +110,7 @@ class Session:
     stop: StopRequest
     story: artifacts.Provenance | None  # rank 0
     started: float
+    compile: str = "off"  # auto, on or off
 
 
 @contextlib.contextmanager
@@ -129,7 +134,7 @@ def session(work: Work, flags: Namespace, *, seed: int) -> Iterator[Session]:
             story = artifacts.Provenance(work.folder, work.stage, job=slurm_job_id(), **runtime.facts)
         state = "failed"
         try:
-            yield Session(work, runtime, stop, story, started)
+            yield Session(work, runtime, stop, story, started, flags.compile)
             state = "finished"
         except Stopped:
             state = "stopped"
@@ -186,9 +191,24 @@ def verify_files(current: Session, manifests: Sequence[Path], name: str) -> None
 # --- model -----------------------------------------------------------------------------------------------------------
 
 
-def accelerator_bytes(runtime: Runtime) -> int | None:
-    """Memory of the GPU; None on a CPU."""
-    return runtime.facts.get("device_memory_bytes")
+def rows_that_fit(config: ModelConfig, runtime: Runtime, section: Mapping[str, Any]) -> int:
+    """The most rows at a time, by the memory of the GPU or by what is available here; the same on all ranks."""
+    memory = runtime.facts.get("device_memory_bytes")
+    if runtime.device.type == "cpu":
+        memory = available_bytes() // (runtime.world_size // runtime.facts.get("nodes", 1))
+    setting = Setting.of(runtime.device.type, recompute=section["recompute"], shards=runtime.world_size)  # type: ignore[arg-type]
+    return -runtime.highest(-most_rows(config, memory, setting))[0]
+
+
+def available_bytes(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Memory that this process may still take: of the machine, or of the job that it belongs to (cgroup v2)."""
+    available = int(psutil.virtual_memory().available)
+    with contextlib.suppress(OSError):
+        group = groups / own.read_text(encoding="utf-8").rsplit("::", 1)[-1].strip().lstrip("/")
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError):  # "max" is no number; nor has every group a limit
+                available = min(available, int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text()))
+    return max(0, available)
 
 
 # --- validation ------------------------------------------------------------------------------------------------------
@@ -255,7 +275,7 @@ def train(
     identity: dict[str, Any] = {"stage": work.stage, "config": work.config, "inputs": work.inputs}
     checkpoints = Checkpoints(work.folder, section["keep"], model, identity, description) if runtime.is_main else None
     trainer = Trainer(
-        *(model, optimizer, plan, batches, runtime),
+        *(accelerated(model, runtime, section, compile_=current.compile), optimizer, plan, read_ahead(batches, runtime, plan.steps), runtime),
         folder=work.folder,
         fingerprint=work.fingerprint,
         work={"stage": work.stage, "config": work.config, "inputs": work.input_hashes},

@@ -17,7 +17,7 @@ from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.runtime import Runtime, log
 from nanochat.stages.common import StageParser, add_training_flags, read_stage_config, stage_parser
 from nanochat.stages.samples import Sampler
-from nanochat.stages.training import OPTIMIZER, Session, Work, accelerator_bytes, finish, session, stop_now, train, validation_hook
+from nanochat.stages.training import OPTIMIZER, Session, Work, finish, rows_that_fit, session, stop_now, train, validation_hook
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.batches import ConversationBatches
 from nanochat.train.conversations import LossOn, PackedRows, pack_mixture, render_mixture
@@ -76,7 +76,8 @@ def tune(kind: Tuning, docstring: str | None, arguments: list[str]) -> None:
         rows, held_out = (PackedRows(work.folder / FOLDER / name, row_tokens) for name in (TRAINING, VALIDATION))
         progress.enter("model")
         shape = shape_of(model.config, model.config)
-        plan = plan_tune(*(kind.stage, settings, parent["training"], shape), rows=len(rows), ranks=runtime.world_size, memory_bytes=accelerator_bytes(runtime))
+        most = rows_that_fit(model.config, runtime, settings)
+        plan = plan_tune(*(kind.stage, settings, parent["training"], shape), rows=len(rows), ranks=runtime.world_size, most_rows=most)
         optimizer = build_optimizer(model, plan, runtime)
         if section.warm_start_optimizer:
             warm_start(model, optimizer, flags, runtime)

@@ -4,6 +4,7 @@ It knows nothing of stages or evaluation: those come in as hooks. Killed anywher
 same weights, since all that an update depends on is in the resume state or follows from the step number.
 """
 
+import contextlib
 import gc
 import math
 import time
@@ -19,6 +20,7 @@ from nanochat.mirror.process import Mirrors
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.runtime import Runtime, StopRequest
 from nanochat.train.badsteps import MOST_IN_A_ROW, RowIds, named_rows, rows_of, spike
+from nanochat.train.fitting import OutOfMemoryError, kept_rows, let_go, with_fewer_rows
 from nanochat.train.measure import MeasuredOptimizer, TimedBatches, memory
 from nanochat.train.metrics import Heartbeat, MetricsFile, Progress
 from nanochat.train.resume import SLOTS, ResumeFolder
@@ -77,6 +79,7 @@ class Counters:
     passed_over: int = 0  # of both, those that no update was made for
     passed_over_in_a_row: int = 0
     elapsed_s: float = 0.0  # of all attempts, what was lost in a crash excluded
+    fewer_rows: int = 0  # at a time, since memory ran out; 0: as planned
 
     @property
     def smoothed_loss(self) -> float:
@@ -196,7 +199,7 @@ class Trainer:
         self.batches.seconds = 0.0
         measured = MeasuredOptimizer(self.optimizer) if self._is_measured(step + 1) else None
         try:
-            update = make_update(self.model, cast(MuonAdamW, measured or self.optimizer), self.plan, self.batches, self.runtime, step, refuse=self._refuse)
+            update = self._update_that_fits(step, cast(MuonAdamW, measured or self.optimizer))
         except BadStepError as error:
             self._pass_over(error, time.monotonic() - started)
             return
@@ -218,6 +221,17 @@ class Trainer:
             self.counters.add_bad("spike")
             self._tell_bad("spike", self.spiked, update.micro, self.counters.step, "ignored")
         self._beat("train")
+
+    def _update_that_fits(self, step: int, optimizer: MuonAdamW) -> Update:
+        """Update `step`, with fewer rows at a time from now on wherever memory runs out."""
+        while True:
+            with contextlib.suppress(OutOfMemoryError):
+                return make_update(self.model, optimizer, self.plan, self.batches, self.runtime, step, refuse=self._refuse)
+            self.optimizer.zero_grad()
+            let_go(self.runtime)
+            self.plan = with_fewer_rows(self.plan, step, self.progress.say)
+            self.counters.fewer_rows = self.plan.micro_batch_rows
+            progress.enter("first step")  # another size is compiled again, which takes as long
 
     def _refuse(self, loss: float) -> str | None:
         """Why a step with this loss shall not be made; remembers that it is a spike if it is made all the same."""
@@ -357,4 +371,6 @@ class Trainer:
         restore_optimizer(self.model, self.optimizer, files)
         self.counters = Counters(**slot.counters)
         self.saved_step = self.counters.step
+        if rows := self.counters.fewer_rows:
+            self.plan = kept_rows(self.plan, rows)
         self.progress.say(f"resumed at step {self.counters.step} of {self.plan.steps}")

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nanochat.errors import UserError
+from nanochat.train.memory import divided, fast_rows
 from nanochat.train.schedule import WeightDecaySchedule
 
 REFERENCE_DEPTH = 12
@@ -27,11 +28,6 @@ MAX_WARMUP_SHARE = 0.2  # assumption: a warm-up in absolute steps must not eat a
 X0_LR_FACTOR, X0_BETAS = 100.0, (0.96, 0.95)
 SMEAR_LR_FACTOR = 40.0
 RESIDUAL_WEIGHT_DECAY = 0.05
-CPU_MICRO_BATCH_TOKENS = 4096  # larger ones leave the caches of a laptop core without being faster
-# per token, layer and unit of width: what autograd keeps for backward in bf16, counted by saved-tensor hooks: classic 44.1, modern 46.1
-ACTIVATION_BYTES = 46
-STATE_BYTES = 20  # per parameter: fp32 weight, gradient, two moments, a copy in bf16 and slack
-USABLE_MEMORY = 0.8
 
 
 @dataclass(frozen=True)
@@ -137,15 +133,6 @@ def check_batch(key: str, batch_tokens: int, *, sequence_len: int, ranks: int, m
         raise UserError(f"{key}={batch_tokens}: not a multiple of {unit} ({factors}); try {cure}")
 
 
-def choose_micro_batch_rows(rows_per_rank: int, shape: Shape, *, memory_bytes: int | None) -> int:
-    """Rows per forward pass: the largest divisor of `rows_per_rank` that fits. `memory_bytes` is the accelerator's; None means CPU."""
-    most = max(1, CPU_MICRO_BATCH_TOKENS // shape.sequence_len)
-    if memory_bytes is not None:
-        row_bytes = shape.sequence_len * ACTIVATION_BYTES * (shape.depth * shape.width + shape.vocab_size // 8)
-        most = max(1, int((USABLE_MEMORY * memory_bytes - STATE_BYTES * shape.params["all"]) / row_bytes))
-    return max(divisor for divisor in range(1, min(most, rows_per_rank) + 1) if rows_per_rank % divisor == 0)
-
-
 # --- plans -----------------------------------------------------------------------------------------------------------
 
 
@@ -175,8 +162,11 @@ def optimizer_groups(optimizer: Mapping[str, Any], *, lr_factor: float, width: i
     }
 
 
-def plan_base_train(resolved: Mapping[str, Any], shape: Shape, *, ranks: int = 1, memory_bytes: int | None = None) -> TrainingPlan:
-    """Plan of base_train from its resolved hyper-parameters (`config.resolve_base_train`) and the model's shape."""
+def plan_base_train(resolved: Mapping[str, Any], shape: Shape, *, ranks: int = 1, most_rows: int | None = None) -> TrainingPlan:
+    """Plan of base_train from its resolved hyper-parameters (`config.resolve_base_train`) and the model's shape.
+
+    `most_rows`: how many rows at a time the machine holds (memory.most_rows); absent: what is fast on a CPU.
+    """
     horizon, optimizer, schedule = resolved["horizon"], resolved["optimizer"], resolved["schedule"]
     tokens, reference_tokens = horizon_tokens(horizon, shape)
     batch = horizon["batch_tokens"] or automatic_batch(tokens, reference_tokens, shape.sequence_len)
@@ -197,7 +187,7 @@ def plan_base_train(resolved: Mapping[str, Any], shape: Shape, *, ranks: int = 1
         batch_tokens=batch,
         sequence_len=shape.sequence_len,
         ranks=ranks,
-        micro_batch_rows=rows or choose_micro_batch_rows(batch // shape.sequence_len // ranks, shape, memory_bytes=memory_bytes),
+        micro_batch_rows=rows or divided(batch // shape.sequence_len // ranks, most_rows or fast_rows(shape.sequence_len)),
         groups=optimizer_groups(optimizer, lr_factor=lr_factor, width=shape.width, weight_decay=decay),
         warmup_steps=min(schedule["warmup_steps"], int(MAX_WARMUP_SHARE * steps)),
         warmdown_fraction=schedule["warmdown_fraction"],
@@ -219,7 +209,7 @@ def plan_tune(
     *,
     rows: int,
     ranks: int = 1,
-    memory_bytes: int | None = None,
+    most_rows: int | None = None,
 ) -> TrainingPlan:
     """Plan of mid_train or chat_sft: rates and batch of `parent` (base_train's plan as its model.json holds it) x lr_fraction.
 
@@ -236,7 +226,7 @@ def plan_tune(
         batch_tokens=batch,
         sequence_len=shape.sequence_len,
         ranks=ranks,
-        micro_batch_rows=micro_batch_rows or choose_micro_batch_rows(rows_per_step // ranks, shape, memory_bytes=memory_bytes),
+        micro_batch_rows=micro_batch_rows or divided(rows_per_step // ranks, most_rows or fast_rows(shape.sequence_len)),
         groups=groups,
         warmup_steps=round(section["warmup_fraction"] * steps),
         warmdown_fraction=section["warmdown_fraction"],

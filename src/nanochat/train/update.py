@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nanochat import progress
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.runtime import Runtime
+from nanochat.train.fitting import noticed, unrepeatable
 from nanochat.train.scaling import TrainingPlan
 from nanochat.train.schedule import lr_multiplier, momentum_at, weight_decay_multiplier
 
@@ -127,7 +128,7 @@ def make_update(
     """Update number `step`, from 0. A step without counted targets changes nothing.
 
     `refuse` says why no update shall be made with this loss, the same on every rank. Raises BadStepError, with nothing changed, if it does, or if the
-    loss or a gradient is not finite.
+    loss or a gradient is not finite; and OutOfMemoryError, with nothing changed either, if the passes do not fit into the memory of a rank.
     """
     multiplier = set_rates(optimizer, plan, step)
     micro_batches = [batches.rows(step, positions) for positions in progress.each(positions_of(plan, runtime.rank))]
@@ -137,10 +138,12 @@ def make_update(
         return Update(0.0, 0.0, 0, multiplier)
     optimizer.zero_grad()
     sums = []
-    for ids, targets in progress.each(micro_batches):
-        summed, _ = model.loss(to_device(ids, runtime), to_device(targets, runtime))
-        (summed / counted).backward()  # type: ignore[no-untyped-call]
-        sums.append(summed.detach())
+    with noticed() as shortage:
+        for ids, targets in progress.each(micro_batches):
+            summed, _ = model.loss(to_device(ids, runtime), to_device(targets, runtime))
+            (summed / counted).backward()  # type: ignore[no-untyped-call]
+            sums.append(summed.detach())
+    shortage.agree(runtime)
     micro = MicroLosses(torch.stack(sums), local)
     loss = float(runtime.all_reduce(micro.sums.sum())) / counted
     if not math.isfinite(loss):
@@ -151,7 +154,8 @@ def make_update(
     if plan.grad_clip and norm > plan.grad_clip:
         optimizer.scale_gradients(plan.grad_clip / norm)
     try:
-        optimizer.step(norm)
+        with unrepeatable():
+            optimizer.step(norm)
     except FloatingPointError as error:
         raise BadStepError("non_finite", str(error), micro) from None
     return Update(loss, norm, counted, multiplier, micro)
