@@ -57,7 +57,7 @@ def when_reading(fault: Callable[[], None]) -> None:
 
 
 def miss_a_collective() -> None:
-    """One rank does not ask the others whether to stop."""
+    """One rank does not ask the others what to do, takes it that all have written the state, and waits for them to seal it."""
     from nanochat.runtime import Runtime
 
     highest = Runtime.highest

@@ -30,7 +30,13 @@ class Outcome:
 
 
 # name of the fault -> where the stacks must point to
-STUCK = {"block_on_data": "block_on_data", "sleep": "sleep", "spin": "spin", "hold_the_lock_in_c": "hold_the_lock_in_c", "miss_a_collective": "all_reduce"}
+STUCK = {
+    "block_on_data": "block_on_data",
+    "sleep": "sleep",
+    "spin": "spin",
+    "hold_the_lock_in_c": "hold_the_lock_in_c",
+    "miss_a_collective": "all_gather_single",
+}
 SIGNALS = {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}
 # Each chain is one run that meets one fault after the other, three steps apart, and then ends undisturbed.
 CHAINS: dict[str, tuple[int, list[str]]] = {
