@@ -44,9 +44,10 @@ check: .venv/installed
 	@$(BIN)/snakemake --lint
 
 # 77: a machine that cannot have SLURM, the reason was said; the tests that need it are skipped
+# Thousands of processes are started: where Python is told to keep nothing that it compiles, each would compile the sources again
 test: check
 	@tests/slurm/install.sh || [ $$? = 77 ]
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --durations 40 --durations-min 5
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(WORKERS) --durations 40 --durations-min 5
 
 chaos: .venv/installed
 	@$(BIN)/python tests/chaos.py --kills $(KILLS)

@@ -48,7 +48,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Worksp
         if not workspace.path("results/report/report.html").exists():
             shutil.rmtree(workspace.folder, ignore_errors=True)
             Workspace.make(workspace.folder, REPOSITORY / "tests" / "tiny.yaml")
-            workspace.path("build.txt").write_text(workspace.build(), encoding="utf-8")
+            workspace.path("build.txt").write_text(workspace.build(cold=True), encoding="utf-8")
     return workspace
 
 

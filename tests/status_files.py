@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import warm
 from report_files import attempt, training
 
 from nanochat.artifacts import write_json
@@ -18,9 +19,8 @@ SOURCE = Path(__file__).parents[1] / "src"
 def status(folder: Path, *flags: str, path: str | None = None, verb: str = "status") -> "subprocess.CompletedProcess[str]":
     """`nanochat status FLAGS` in `folder`, `path`: where squeue is looked for (default: nowhere)."""
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "PATH": path if path is not None else "", "TZ": "UTC"}
-    return subprocess.run(
-        [sys.executable, "-m", "nanochat", verb, *flags], cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    done: subprocess.CompletedProcess[str] = warm.run([sys.executable, "-m", "nanochat", verb, *flags], cwd=folder, env=environment, timeout=60)
+    return done
 
 
 def lines_of(folder: Path, *flags: str, path: str | None = None) -> dict[tuple[str, str], dict[str, Any]]:

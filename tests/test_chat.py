@@ -1,5 +1,6 @@
 """`nanochat chat` as a user meets it: a model made by the real stages, subprocesses, pipes, a terminal, Ctrl-C."""
 
+import functools
 import json
 import os
 import pty
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from safetensors.torch import load_file, save_file
 from training_lab import Lab, fetched_rows, run
 
@@ -46,10 +48,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return results
 
 
-def chat(results: Path, *arguments: str, typed: str = "", code: int = 0) -> "subprocess.CompletedProcess[str]":
+def chat(results: Path, *arguments: str, typed: str = "", code: int = 0, cold: bool = False) -> "subprocess.CompletedProcess[str]":
     """Run chat in a pipe, expect its exit code and no traceback."""
-    command = [*START, "--results", str(results), *arguments]
-    done = subprocess.run(command, input=typed, capture_output=True, text=True, timeout=120, encoding="utf-8")
+    run_it = functools.partial(subprocess.run, input=typed, capture_output=True, text=True) if cold else functools.partial(warm.run, typed=typed)
+    done: subprocess.CompletedProcess[str] = run_it([*START, "--results", str(results), *arguments], timeout=120, encoding="utf-8")
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -59,7 +61,7 @@ def chat(results: Path, *arguments: str, typed: str = "", code: int = 0) -> "sub
 
 
 def test_one_shot_prints_the_answer_alone(results: Path) -> None:
-    done = chat(results, "-p", "Who are you?", "-t", "0")
+    done = chat(results, "-p", "Who are you?", "-t", "0", cold=True)
     assert done.stdout == "I am nanochat.\n"
     assert "run tiny, phase sft" in done.stderr and "\x1b" not in done.stdout + done.stderr
 
@@ -166,7 +168,7 @@ def test_a_run_that_is_not_trained_names_those_that_are(results: Path) -> None:
 def test_nothing_trained_says_how_to_begin(tmp_path: Path) -> None:
     started = time.monotonic()
     for place in (tmp_path, tmp_path / "nowhere"):
-        assert "make run" in chat(place, code=2).stderr
+        assert "make run" in chat(place, code=2, cold=True).stderr
     assert time.monotonic() - started < 20, "mistakes are told before torch is loaded"
 
 

@@ -9,6 +9,7 @@ import time
 from types import ModuleType
 
 import pytest
+import warm
 from workspace import REPOSITORY
 
 from nanochat import cli, runtime
@@ -75,8 +76,8 @@ def test_a_folder_in_the_place_of_a_file_is_one_sentence(tmp_path) -> None:
 
 @pytest.mark.parametrize("verb", sorted(cli.VERBS))
 def test_every_verb_explains_itself(verb: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "nanochat", verb, "--help"], capture_output=True, text=True, check=True)
-    assert len(done.stdout.splitlines()) > 5
+    done = warm.run([sys.executable, "-m", "nanochat", verb, "--help"], timeout=60)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) > 5
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -140,5 +141,5 @@ def test_a_reader_that_leaves_ends_no_verb_with_a_traceback(verb: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as closed:
-        done = subprocess.run(speaker, stdout=closed, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, check=False)
+        done = warm.run(speaker, modules=warm.SNAKEMAKE, stdout=closed, cwd=REPOSITORY, timeout=60)
     assert (done.returncode, done.stderr) == (cli.EXIT_NOBODY_READS, "")

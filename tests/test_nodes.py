@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import warm
 from test_watchdog import wait_for_steps
 from training_lab import SEQUENCE_LEN, Lab, metrics, run
 from workspace import Workspace
@@ -54,7 +55,7 @@ def start_nodes(command: list[str], ranks: tuple[int, ...], fault: str = "none",
     """One supervisor for each node; `ranks` of each."""
     nodes = [] if len(ranks) == 1 else ["--nodes", str(len(ranks)), "--rendezvous", f"127.0.0.1:{free_port()}"]
     return [
-        subprocess.Popen(
+        warm.Popen(
             [sys.executable, str(FAULTY), fault, str(step), *command, *nodes, "--node-rank", str(node), "--ranks", str(count), *more],
             stderr=subprocess.PIPE,
             text=True,
@@ -176,7 +177,7 @@ def test_a_port_in_use_is_one_sentence():
 def test_a_stranger_and_a_node_with_another_command_are_sent_away(lab, tmp_path):
     """The right node is still let in after them."""
     _, arguments = flags_of(0, port := free_port())
-    leader = subprocess.Popen([sys.executable, "-m", "nanochat", *lab.base(tmp_path, **SIX_STEPS), *arguments], stderr=subprocess.PIPE, text=True)
+    leader = warm.Popen([sys.executable, "-m", "nanochat", *lab.base(tmp_path, **SIX_STEPS), *arguments], stderr=subprocess.PIPE, text=True)
     stranger = connected(port)
     stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
     stranger.close()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from cluster import edit_profile
 from workspace import REPOSITORY, Workspace
 
@@ -39,7 +40,10 @@ class Login:
 
     def preflight(self, workspace: Workspace, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Run the verb with the profile, for the miniature."""
-        return self.run(workspace, sys.executable, "-m", "nanochat", "preflight", "--profile", "slurm", "--configfile", "config.yaml", *arguments)
+        command = [sys.executable, "-m", "nanochat", "preflight", "--profile", "slurm", "--configfile", "config.yaml", *arguments]
+        environment = self.environment(workspace)
+        done: subprocess.CompletedProcess[str] = warm.run(command, modules=warm.SNAKEMAKE, cwd=workspace.folder, env=environment, timeout=300)
+        return done
 
     def snakemake(self, workspace: Workspace, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Type `snakemake --profile slurm`, for the miniature."""

@@ -36,23 +36,23 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 @pytest.fixture(scope="module")
 def base(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base model that was never interrupted."""
+    """A base model that was never interrupted, and was trained by a process that shares nothing with the others."""
     out = tmp_path_factory.mktemp("base")
-    run(lab.base(out))
+    run(lab.base(out), cold=True)
     return out
 
 
 @pytest.fixture(scope="module")
 def mid(lab: Lab, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("mid")
-    run(lab.tune("mid_train", out, base / "manifest.json"))
+    run(lab.tune("mid_train", out, base / "manifest.json"), cold=True)
     return out
 
 
 @pytest.fixture(scope="module")
 def sft(lab: Lab, mid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sft")
-    run(lab.tune("chat_sft", out, mid / "manifest.json"))
+    run(lab.tune("chat_sft", out, mid / "manifest.json"), cold=True)
     return out
 
 

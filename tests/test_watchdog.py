@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import warm
 from training_lab import Lab, final_bytes, logged_steps, metrics, run, start
 
 FAULTY = Path(__file__).with_name("faulty.py")
@@ -63,7 +64,7 @@ def undisturbed(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
 
 def attempt(command: list[str], fault: str, step: int, folder: Path) -> Outcome:
     """Run until the fault has ended the stage; a signal is sent to the last rank once `step` is logged."""
-    process = subprocess.Popen([sys.executable, str(FAULTY), "none" if fault in SIGNALS else fault, str(step), *command], stderr=subprocess.PIPE, text=True)
+    process = warm.Popen([sys.executable, str(FAULTY), "none" if fault in SIGNALS else fault, str(step), *command], stderr=subprocess.PIPE, text=True)
     if fault in SIGNALS:
         while process.poll() is None and logged_steps(folder) < step:
             time.sleep(0.002)
@@ -141,7 +142,7 @@ def test_a_start_that_blocks_is_found_too(lab, tmp_path):
 def test_a_start_that_blocks_can_be_stopped(lab, tmp_path):
     """What waits for a network that is not there answers no signal."""
     command = [sys.executable, str(FAULTY), "block_at_the_start", "0", *lab.base(tmp_path), "--startup-limit", "1000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = warm.Popen(command, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (tmp_path / "provenance.json").exists():
         time.sleep(0.01)
     time.sleep(0.5)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import warm
 
 from nanochat.artifacts import write_manifest
 from nanochat.stages import tokenize, tokenizer
@@ -97,10 +98,11 @@ class Lab:
         return ["--tokenizer", str(self.tokenizer), *files, "--device", "cpu", "--threads", "1"]
 
 
-def start(command: list[str], **keywords: Any) -> "subprocess.Popen[str]":
-    """A stage in a process of its own."""
+def start(command: list[str], *, cold: bool = False, **keywords: Any) -> "subprocess.Popen[str]":
+    """A stage in a process of its own; `cold`: one that imports torch itself, with a seed of hashes of its own."""
     full = [sys.executable, "-m", "nanochat", *command]
-    return subprocess.Popen(full, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **keywords})
+    popen = subprocess.Popen if cold else warm.Popen
+    return popen(full, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **keywords})
 
 
 def run(command: list[str], code: int = 0, **keywords: Any) -> str:

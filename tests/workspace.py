@@ -34,7 +34,7 @@ class Workspace:
             if source.is_symlink():
                 (folder / name).symlink_to(source.readlink())
             elif source.is_dir():
-                shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+                shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("*.pyc.*", "*.egg-info"))  # the former are being written
             else:
                 folder.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source, folder / name)
@@ -64,23 +64,29 @@ class Workspace:
 
     def nanochat(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Run `nanochat ARGUMENTS` in the workspace."""
-        return self.run(sys.executable, "-m", "nanochat", *arguments)
+        modules = warm.SNAKEMAKE if arguments[0] in ("plan", "preflight", "status") else warm.TORCH
+        command = [sys.executable, "-m", "nanochat", *arguments]
+        done: subprocess.CompletedProcess[str] = warm.run(command, modules=modules, cwd=self.folder, env=self.environment(), timeout=500)
+        return done
 
     def run(self, *command: str) -> "subprocess.CompletedProcess[str]":
         """Run a command in the workspace, its output captured."""
         return subprocess.run(command, cwd=self.folder, env=self.environment(), capture_output=True, text=True, timeout=500)
 
-    def build(self, *arguments: str) -> str:
-        """Run the workflow to its end and return what it said."""
-        done = self.snakemake("--cores", "2", *arguments)
+    def build(self, *arguments: str, cold: bool = False) -> str:
+        """Run the workflow to its end and return what it said. `cold`: each job starts the program that is installed and imports everything itself."""
+        done = self.snakemake("--cores", "2", *arguments) if cold else self._with_warm_jobs(*arguments)
         assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-12000:]}"
         return done.stdout + done.stderr
 
     def fails(self, *arguments: str) -> str:
         """Run the workflow, which must not reach its end, and return what it said."""
-        done = self.snakemake("--cores", "2", *arguments)
+        done = self._with_warm_jobs(*arguments)
         assert done.returncode != 0, f"{done.stdout[-4000:]}\n{done.stderr[-12000:]}"
         return done.stdout + done.stderr
+
+    def _with_warm_jobs(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        return warm.snakemake(("--cores", "2", *arguments), self.folder, warm.with_warm_jobs(self.environment()), timeout=500)
 
     def plan(self, *arguments: str) -> set[str]:
         """What a dry run would do: stage and wildcards, as in "evaluate tiny base bpb"; checked against its own count."""
