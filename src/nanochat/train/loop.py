@@ -212,7 +212,7 @@ class Trainer:
             what = "skipped: no target to learn from"
         self.progress.update(self.counters.step, seconds, what)
         if update.counted and self.metrics is not None:
-            measurements = {**measured.norms(update.grad_norm), **memory(self.runtime.device)} if measured else {}
+            measurements = {**measured.norms(), **memory(self.runtime.device)} if measured else {}
             self.metrics.write(**self._line(update, seconds), **measurements)
         if update.micro is not None and self.spiked:
             self.counters.add_bad("spike")

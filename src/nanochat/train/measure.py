@@ -43,32 +43,26 @@ class MeasuredOptimizer:
 
     def __init__(self, optimizer: MuonAdamW) -> None:
         self.optimizer = optimizer
-        self.groups: list[str] = []
-        self.sums: Tensor | None = None  # (3, groups): gradient, update, weights
+        self.sums: Tensor | None = None  # (2, groups): update, weights
 
     @torch.no_grad()
-    def step(self) -> None:
-        """The optimizer's step."""
-        groups = [(group["name"], [parameter for parameter in group["params"] if parameter.grad is not None]) for group in self.optimizer.param_groups]
-        groups = [(name, parameters) for name, parameters in groups if parameters]
-        gradients = [_norm([parameter.grad for parameter in parameters if parameter.grad is not None]) for _, parameters in groups]
-        before = [[_sample(parameter).clone() for parameter in parameters] for _, parameters in groups]
-        self.optimizer.step()
-        updates = [_update_norm(kept, parameters) for kept, (_, parameters) in zip(before, groups, strict=True)]
-        weights = [_norm(parameters) for _, parameters in groups]
-        self.groups = [name for name, _ in groups]
-        self.sums = torch.stack([torch.stack(norms) for norms in (gradients, updates, weights)])
+    def step(self, norm: float | None = None) -> None:
+        """The optimizer's step. All ranks have all weights before and after it, so one of them is enough."""
+        groups = [group["params"] for group in self.optimizer.param_groups]
+        before = [[_sample(parameter).clone() for parameter in parameters] for parameters in groups]
+        self.optimizer.step(norm)
+        updates = [_update_norm(kept, parameters) for kept, parameters in zip(before, groups, strict=True)]
+        self.sums = torch.stack([torch.stack(updates), torch.stack([_norm(parameters) for parameters in groups])])
 
-    def norms(self, grad_norm: float) -> dict[str, float]:
-        """What metrics.jsonl says of each group; `grad_norm`: of all gradients before they were clipped, so that shares add up to it."""
+    def norms(self) -> dict[str, float]:
+        """What metrics.jsonl says of each group; gradients as they were before clipping."""
         if self.sums is None:
             return {}
-        gradients, updates, weights = self.sums.tolist()
-        clipped = math.sqrt(sum(norm * norm for norm in gradients))
-        scale = grad_norm / clipped if clipped else 0.0
+        names = [group["name"] for group in self.optimizer.param_groups]
+        updates, weights = self.sums.tolist()
         line: dict[str, float] = {}
-        for name, gradient, update, weight in zip(self.groups, gradients, updates, weights, strict=True):
-            line |= {f"grad_norm/{name}": _short(gradient * scale), f"update_norm/{name}": _short(update), f"weight_norm/{name}": _short(weight)}
+        for name, gradient, update, weight in zip(names, self.optimizer.group_norms(), updates, weights, strict=True):
+            line |= {f"grad_norm/{name}": _short(gradient), f"update_norm/{name}": _short(update), f"weight_norm/{name}": _short(weight)}
             if weight:
                 line[f"update_ratio/{name}"] = _short(update / weight)
         return line
