@@ -43,27 +43,25 @@ class MeasuredOptimizer:
 
     def __init__(self, optimizer: MuonAdamW) -> None:
         self.optimizer = optimizer
-        self.gradients: list[float] = []  # of each group, on all ranks together and before clipping
         self.sums: Tensor | None = None  # (2, groups): update, weights
 
     @torch.no_grad()
     def step(self, norm: float | None = None) -> None:
-        """The optimizer's step."""
+        """The optimizer's step. All ranks have all weights before and after it, so one of them is enough."""
         groups = [group["params"] for group in self.optimizer.param_groups]
         before = [[_sample(parameter).clone() for parameter in parameters] for parameters in groups]
         self.optimizer.step(norm)
-        self.gradients = self.optimizer.group_norms()
         updates = [_update_norm(kept, parameters) for kept, parameters in zip(before, groups, strict=True)]
-        self.sums = torch.stack([torch.stack(norms) for norms in (updates, [_norm(parameters) for parameters in groups])])
+        self.sums = torch.stack([torch.stack(updates), torch.stack([_norm(parameters) for parameters in groups])])
 
     def norms(self) -> dict[str, float]:
-        """What metrics.jsonl says of each group."""
+        """What metrics.jsonl says of each group; gradients as they were before clipping."""
         if self.sums is None:
             return {}
+        names = [group["name"] for group in self.optimizer.param_groups]
         updates, weights = self.sums.tolist()
         line: dict[str, float] = {}
-        for group, gradient, update, weight in zip(self.optimizer.param_groups, self.gradients, updates, weights, strict=True):
-            name = group["name"]
+        for name, gradient, update, weight in zip(names, self.optimizer.group_norms(), updates, weights, strict=True):
             line |= {f"grad_norm/{name}": _short(gradient), f"update_norm/{name}": _short(update), f"weight_norm/{name}": _short(weight)}
             if weight:
                 line[f"update_ratio/{name}"] = _short(update / weight)
