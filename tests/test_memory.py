@@ -163,7 +163,8 @@ def test_memory_of_a_job_is_what_its_group_may_still_take(tmp_path: Path) -> Non
     (tmp_path / "job_7" / "step_0" / "memory.max").write_text("max\n")
     for name, size in (("memory.max", 5 << 20), ("memory.current", 1 << 20)):
         (tmp_path / "job_7" / name).write_text(f"{size}\n")
-    assert available_bytes(tmp_path, own) == 4 << 20
+    (tmp_path / "job_7" / "memory.stat").write_text(f"anon 4096\nfile {3 << 19}\ninactive_file {1 << 18}\nactive_file {1 << 18}\nshmem {1 << 20}\n")
+    assert available_bytes(tmp_path, own) == (4 << 20) + (1 << 19), "what is cached of files is given back, what lies in memory as a file is not"
 
 
 # --- short of memory -------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from nanochat.model.config import ModelConfig
 from nanochat.model.gpt import GPT
 from nanochat.runtime import Runtime
 from nanochat.train.batches import next_token_pairs
+from nanochat.train.memory import Setting, most_rows
 from nanochat.train.scaling import TrainingPlan, plan_base_train
 from nanochat.train.sizes import model_configs, shape_of
 from nanochat.train.update import Batches, Rows
@@ -96,7 +97,8 @@ def build(request: Request) -> Setup:
     batch_tokens = request.batch_tokens or ROWS_PER_STEP[runtime.device.type] * request.sequence_len
     resolved = resolve(request, batch_tokens)
     config, reference = shapes(request)
-    plan = plan_base_train(resolved, shape_of(config, reference), memory_bytes=runtime.facts.get("device_memory_bytes"))
+    setting = Setting.of(runtime.device.type, recompute=resolved["recompute"])  # type: ignore[arg-type]
+    plan = plan_base_train(resolved, shape_of(config, reference), most_rows=most_rows(config, runtime.facts.get("device_memory_bytes"), setting))
     model = GPT(config, dtype=runtime.dtype, generator=torch.Generator().manual_seed(0)).to(runtime.device)
     batches = RandomBatches(config.vocab_size, config.sequence_len)
     return Setup(request, resolved, runtime, config, plan, model, batches, time.perf_counter() - started)

@@ -207,7 +207,10 @@ def available_bytes(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/pr
         group = groups / own.read_text(encoding="utf-8").rsplit("::", 1)[-1].strip().lstrip("/")
         for folder in (group, *group.parents):
             with contextlib.suppress(OSError, ValueError):  # "max" is no number; nor has every group a limit
-                available = min(available, int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text()))
+                limit, taken = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+                counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                cached = int(counts.get("inactive_file", 0)) + int(counts.get("active_file", 0))  # given back when it is needed
+                available = min(available, limit - taken + cached)
     return max(0, available)
 
 
@@ -253,18 +256,6 @@ def train(
 ) -> Counters:
     """Run the loop with the stage's settings. `description`: what the model.json of a model that is kept on the way says besides."""
     work, runtime = current.work, current.runtime
-    settings = Settings(
-        name=work.stage,
-        validate_every=section["validate_every"],
-        sample_every=section["sample_every"],
-        save_every_s=section["save_every_s"],
-        flops_per_token=model.config.flops_per_token(),
-        on_bad_step=OnBadStep(**section["on_bad_step"]),
-        peak_flops=None if (peak := peak_flops(runtime.facts.get("device_name"))) is None else peak * runtime.world_size,
-        log_every=section["log_every"],
-        mirrors=wanted_mirrors(section),
-        described={"name": f"{work.folder.absolute().parent.name} {work.stage}", "identity": work.fingerprint, "config": work.config},
-    )
     counts = model.config.parameter_counts()
     if runtime.is_main:
         log(
@@ -279,7 +270,7 @@ def train(
         folder=work.folder,
         fingerprint=work.fingerprint,
         work={"stage": work.stage, "config": work.config, "inputs": work.input_hashes},
-        settings=settings,
+        settings=settings_of(current, model, section),
         stop=current.stop,
         validate=validate,
         sample=sampler.show,
@@ -292,6 +283,23 @@ def train(
     finally:
         if checkpoints is not None:
             checkpoints.close()
+
+
+def settings_of(current: Session, model: GPT, section: Mapping[str, Any]) -> Settings:
+    """What the loop is told by the stage's config."""
+    work, runtime = current.work, current.runtime
+    return Settings(
+        name=work.stage,
+        validate_every=section["validate_every"],
+        sample_every=section["sample_every"],
+        save_every_s=section["save_every_s"],
+        flops_per_token=model.config.flops_per_token(),
+        on_bad_step=OnBadStep(**section["on_bad_step"]),
+        peak_flops=None if (peak := peak_flops(runtime.facts.get("device_name"))) is None else peak * runtime.world_size,
+        log_every=section["log_every"],
+        mirrors=wanted_mirrors(section),
+        described={"name": f"{work.folder.absolute().parent.name} {work.stage}", "identity": work.fingerprint, "config": work.config},
+    )
 
 
 def wanted_mirrors(section: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
