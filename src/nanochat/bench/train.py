@@ -160,9 +160,9 @@ def phase_shares(setup: Setup, optimizer: Any, numbers: Sequence[int]) -> dict[s
     model, batches = TimedModel(setup.model, clock), TimedBatches(setup.batches, clock)
     own_step = optimizer.step
 
-    def timed_step() -> None:
+    def timed_step(norm: float | None = None) -> None:
         clock.begin()
-        own_step()
+        own_step(norm)
         clock.end("optimizer")
 
     optimizer.step = timed_step
