@@ -253,18 +253,6 @@ def train(
 ) -> Counters:
     """Run the loop with the stage's settings. `description`: what the model.json of a model that is kept on the way says besides."""
     work, runtime = current.work, current.runtime
-    settings = Settings(
-        name=work.stage,
-        validate_every=section["validate_every"],
-        sample_every=section["sample_every"],
-        save_every_s=section["save_every_s"],
-        flops_per_token=model.config.flops_per_token(),
-        on_bad_step=OnBadStep(**section["on_bad_step"]),
-        peak_flops=None if (peak := peak_flops(runtime.facts.get("device_name"))) is None else peak * runtime.world_size,
-        log_every=section["log_every"],
-        mirrors=wanted_mirrors(section),
-        described={"name": f"{work.folder.absolute().parent.name} {work.stage}", "identity": work.fingerprint, "config": work.config},
-    )
     counts = model.config.parameter_counts()
     if runtime.is_main:
         log(
@@ -279,7 +267,7 @@ def train(
         folder=work.folder,
         fingerprint=work.fingerprint,
         work={"stage": work.stage, "config": work.config, "inputs": work.input_hashes},
-        settings=settings,
+        settings=settings_of(current, model, section),
         stop=current.stop,
         validate=validate,
         sample=sampler.show,
@@ -292,6 +280,23 @@ def train(
     finally:
         if checkpoints is not None:
             checkpoints.close()
+
+
+def settings_of(current: Session, model: GPT, section: Mapping[str, Any]) -> Settings:
+    """When things happen besides updates, as the stage's section says."""
+    work, runtime = current.work, current.runtime
+    return Settings(
+        name=work.stage,
+        validate_every=section["validate_every"],
+        sample_every=section["sample_every"],
+        save_every_s=section["save_every_s"],
+        flops_per_token=model.config.flops_per_token(),
+        on_bad_step=OnBadStep(**section["on_bad_step"]),
+        peak_flops=None if (peak := peak_flops(runtime.facts.get("device_name"))) is None else peak * runtime.world_size,
+        log_every=section["log_every"],
+        mirrors=wanted_mirrors(section),
+        described={"name": f"{work.folder.absolute().parent.name} {work.stage}", "identity": work.fingerprint, "config": work.config},
+    )
 
 
 def wanted_mirrors(section: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
