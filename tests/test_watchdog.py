@@ -19,7 +19,7 @@ from training_lab import Lab, final_bytes, logged_steps, metrics, run, start
 
 FAULTY = Path(__file__).with_name("faulty.py")
 LIMIT_S = 5
-LIMITS = ["--step-limit", str(LIMIT_S), "--startup-limit", "120"]
+LIMITS = ["--step-limit", str(LIMIT_S), "--pause-limit", str(LIMIT_S), "--startup-limit", "120"]  # a rank may be stopped while all save
 
 
 @dataclass(frozen=True)
