@@ -25,7 +25,7 @@ QUERIES = 128  # positions per block of attention on a CPU, as in model/kernels.
 CONTEXT_BYTES: Mapping[Device, int] = {"cuda": 2 * GIB, "mps": 2 * GIB, "cpu": 300 << 20}
 # of the memory: the rest is for what fragments. glibc's heap was up to half as large again as what lived in it
 USABLE: Mapping[Device, float] = {"cuda": 0.85, "mps": 0.6, "cpu": 0.6}
-PRODUCT_BYTES = 34 << 20  # MKL's copies of blocks of matrices, for one thread; measured
+PRODUCT_BYTES = 38 << 20  # MKL's copies of blocks of matrices, for one thread; measured
 CPU_MICRO_BATCH_TOKENS = 4096  # larger ones leave the caches of a laptop core without being faster
 
 
