@@ -64,7 +64,8 @@ def miss_a_collective() -> None:
     calls = iter(range(10**9))
 
     def faulty(self: Runtime, *values: int) -> list[int]:
-        return [0] * len(values) if next(calls) == AFTER_STEP and is_last_rank() else highest(self, *values)
+        is_question = len(values) == 3  # to stop, to save, still writing: asked once between two updates
+        return [0] * 3 if is_question and next(calls) == AFTER_STEP and is_last_rank() else highest(self, *values)
 
     Runtime.highest = faulty  # type: ignore[method-assign]
 

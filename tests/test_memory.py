@@ -23,7 +23,7 @@ from nanochat.errors import UserError
 from nanochat.model.config import ModelConfig
 from nanochat.model.gpt import GPT
 from nanochat.recipes import RECIPES
-from nanochat.stages.training import available_bytes
+from nanochat.train.host_memory import available_bytes
 from nanochat.train.loop import Settings, Trainer
 from nanochat.train.memory import CPU_MICRO_BATCH_TOKENS, USABLE, Setting, divided, most_rows, training_memory
 from nanochat.train.scaling import Shape, TrainingPlan, plan_base_train

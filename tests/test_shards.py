@@ -24,8 +24,9 @@ from nanochat.optim.shares import EVERYBODY, cut, layout, matrix_cost, owners
 from nanochat.runtime import Runtime
 from nanochat.stages import ranks
 from nanochat.train import saving
+from nanochat.train.host_memory import available_bytes
 from nanochat.train.resume import ResumeFolder
-from nanochat.train.saving import Saver, free_memory_bytes
+from nanochat.train.saving import Saver
 from nanochat.train.tensorfile import TensorFiles
 
 
@@ -221,8 +222,8 @@ def test_what_a_background_save_meets_is_raised_where_training_looks_for_it(tmp_
 
 
 def test_without_memory_for_a_copy_training_waits_and_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 1 << 20 < free_memory_bytes() <= total_memory_bytes()
-    monkeypatch.setattr(saving, "free_memory_bytes", lambda: 1000)
+    assert 1 << 20 < available_bytes() <= total_memory_bytes()
+    monkeypatch.setattr(saving, "available_bytes", lambda: 1000)
     said: list[str] = []
     states = saver(tmp_path, said)
     for step in (1, 2):

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from nanochat import artifacts, kept, progress
@@ -30,6 +29,7 @@ from nanochat.stages.acceleration import accelerated, read_ahead
 from nanochat.stages.checkpoints import Checkpoints
 from nanochat.stages.samples import Sampler
 from nanochat.train.batches import ConversationBatches, TextBatches
+from nanochat.train.host_memory import available_bytes
 from nanochat.train.loop import Counters, Settings, Trainer, Validation
 from nanochat.train.memory import Setting, most_rows
 from nanochat.train.metrics import Heartbeat
@@ -198,20 +198,6 @@ def rows_that_fit(config: ModelConfig, runtime: Runtime, section: Mapping[str, A
         memory = available_bytes() // (runtime.world_size // runtime.facts.get("nodes", 1))
     setting = Setting.of(runtime.device.type, recompute=section["recompute"], shards=runtime.world_size)  # type: ignore[arg-type]
     return -runtime.highest(-most_rows(config, memory, setting))[0]
-
-
-def available_bytes(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Memory that this process may still take: of the machine, or of the job that it belongs to (cgroup v2)."""
-    available = int(psutil.virtual_memory().available)
-    with contextlib.suppress(OSError):
-        group = groups / own.read_text(encoding="utf-8").rsplit("::", 1)[-1].strip().lstrip("/")
-        for folder in (group, *group.parents):
-            with contextlib.suppress(OSError, ValueError):  # "max" is no number; nor has every group a limit
-                limit, taken = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
-                counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                cached = int(counts.get("inactive_file", 0)) + int(counts.get("active_file", 0))  # given back when it is needed
-                available = min(available, limit - taken + cached)
-    return max(0, available)
 
 
 # --- validation ------------------------------------------------------------------------------------------------------

@@ -7,14 +7,13 @@ last one is written, that one is waited for: states never pile up in memory.
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import Any
 
-import psutil
 from torch import Tensor
 
 from nanochat import progress
 from nanochat.runtime import Runtime
+from nanochat.train.host_memory import available_bytes
 from nanochat.train.resume import ResumeFolder
 
 USABLE_SHARE = 0.5  # of free host memory, for copies: batches, validation and the file system want some too
@@ -101,32 +100,10 @@ class Saver:
         """Whether the ranks of this machine may copy their shares; says once if not."""
         ranks_here = -(-self.runtime.world_size // self.runtime.facts.get("nodes", 1))
         size = ranks_here * sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        free = free_memory_bytes()
+        free = available_bytes()
         if size <= USABLE_SHARE * free:
             return True
         if not self.said:
             self.said = True
             self.say(f"state of {size / 1e9:.1f} GB is saved without a copy, training waits for the disk: only {free / 1e9:.1f} GB of host memory are free")
         return False
-
-
-def free_memory_bytes() -> int:
-    """Host memory that this process can still get, by the machine and by its control group."""
-    return min([int(psutil.virtual_memory().available), *_left_in_groups()])
-
-
-def _left_in_groups() -> list[int]:
-    """What the limits of the control groups (version 2) above this process leave; what the file cache holds of them can be taken back."""
-    found = []
-    try:
-        own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")).removeprefix("0::/")
-        for group in [folder for folder in [Path(own), *Path(own).parents] if folder != Path()]:
-            folder = Path("/sys/fs/cgroup", group)
-            if (limit := (folder / "memory.max").read_text().strip()) != "max":
-                cache = sum(
-                    int(line.split()[1]) for line in (folder / "memory.stat").read_text().splitlines() if line.split()[0] in ("active_file", "inactive_file")
-                )
-                found.append(int(limit) - int((folder / "memory.current").read_text()) + cache)
-    except (OSError, StopIteration, ValueError):  # no such groups here, or not to be read
-        return found
-    return found
