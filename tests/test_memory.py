@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import resource
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import warm
 from test_training import CPU, FixedRows
 from test_training import one_thread as one_thread
 from torch import Tensor
@@ -108,24 +110,25 @@ class Case:
         return of_process("VmHWM") - before
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case("compact-2026-11", 4, 64, 512, 256, 8),
-        Case("compact-2026-11", 6, 64, 512, 128, 16, passes=1),
-        Case("classic-2025-11", 1, 64, 32_768, 64, 4),
-        Case("modern-2026-07", 2, 64, 16_384, 128, 8),
-        Case("classic-2025-11", 2, 64, 1_024, 1_024, 2),
-        Case("modern-2026-07", 2, 320, 512, 64, 2),
-        Case("compact-2026-11", 6, 64, 512, 128, 16, passes=1, recompute=True),
-    ],
-    ids=lambda case: f"{case.depth} x {case.width}, V {case.vocab_size}, {case.rows} x {case.sequence_len}{', recomputed' * case.recompute}",
+CASES = (
+    Case("compact-2026-11", 4, 64, 512, 256, 8),
+    Case("compact-2026-11", 6, 64, 512, 128, 16, passes=1),
+    Case("classic-2025-11", 1, 64, 32_768, 64, 4),
+    Case("modern-2026-07", 2, 64, 16_384, 128, 8),
+    Case("classic-2025-11", 2, 64, 1_024, 1_024, 2),
+    Case("modern-2026-07", 2, 320, 512, 64, 2),
+    Case("compact-2026-11", 6, 64, 512, 128, 16, passes=1, recompute=True),
 )
-def test_the_peak_of_real_training_is_met_within_fifteen_percent(case: Case) -> None:
-    setting = Setting.of("cpu", accumulates=case.passes > 1, recompute="blocks" if case.recompute else "none")
-    estimate = training_memory(case.shape, case.rows, setting)
-    measured = in_a_child(case.peak)
-    assert estimate.total - estimate.context == pytest.approx(measured, rel=0.15)
+
+
+def test_the_peak_of_real_training_is_met_within_fifteen_percent() -> None:
+    """Each shape in a child of a process that has multiplied nothing: buffers of matrix products count too."""
+    done = warm.run([sys.executable, __file__], timeout=300, cwd=Path(__file__).parent)
+    assert done.returncode == 0, done.stderr
+    for case, measured in zip(CASES, json.loads(done.stdout), strict=True):
+        setting = Setting.of("cpu", accumulates=case.passes > 1, recompute="blocks" if case.recompute else "none")
+        estimate = training_memory(case.shape, case.rows, setting)
+        assert estimate.total - estimate.context == pytest.approx(measured, rel=0.15), case
 
 
 def test_what_the_ranks_share_and_what_is_computed_again_is_not_held() -> None:
@@ -243,3 +246,7 @@ def test_one_row_that_does_not_fit_ends_the_run_with_the_cure(tmp_path: Path) ->
     ended = in_a_child(lambda: run(tmp_path, dataclasses.replace(SHORT.plan, micro_batch_rows=2), room=1 << 20))
     assert [line for line in ended["said"] if "with 1 row x 16 passes" in line]
     assert ended["error"].startswith("step 1: out of memory with one row of 256 tokens at a time; take recompute: blocks, ")
+
+
+if __name__ == "__main__":
+    print(json.dumps([in_a_child(case.peak) for case in CASES]))

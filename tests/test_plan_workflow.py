@@ -19,7 +19,7 @@ from workspace import REPOSITORY, Workspace
 
 from nanochat.config import load
 from nanochat.plan.texts import WHEEL_TEXT_BYTES
-from nanochat.train.sizes import optimizer_bytes
+from nanochat.train.memory import optimizer_bytes
 
 pytestmark = pytest.mark.workflow
 

@@ -263,5 +263,5 @@ def test_of_two_who_start_in_the_same_moment_one_goes_on(cluster: Cluster, finis
         driver = train(cluster, workspace)
         assert driver.end() == 2
     (sentence,) = errors(driver)
-    assert sentence.startswith("another snakemake has just been started in this folder (") and f'"pid":{os.getpid()}' in sentence
+    assert sentence.startswith("another snakemake has just been started in this folder (") and f"process {os.getpid()} " in sentence
     assert driver.jobs("base_train") == [] and "Traceback" not in driver.said()
