@@ -1,6 +1,5 @@
 """Killed in any way and started again, a training stage ends with the same bytes. Everything runs through the real command line."""
 
-import contextlib
 import dataclasses
 import fcntl
 import functools
@@ -22,7 +21,7 @@ import pytest
 import torch
 from chaos import Server, torment
 from mirrored import logged, mirrored
-from training_lab import Lab, final_bytes, logged_steps, metrics, run, run_until, start
+from training_lab import Lab, dying_after, final_bytes, logged_steps, metrics, run, run_until, start
 
 from nanochat.artifacts import canonical_json, read_manifest, sha256_bytes, write_json
 from nanochat.train.resume import ResumeFolder
@@ -156,26 +155,13 @@ def test_one_state_is_kept_aside_at_most(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 3, 4])
-def test_a_kill_while_state_is_put_aside_or_taken_up_loses_none(tmp_path, cut, monkeypatch):
+def test_a_kill_while_state_is_put_aside_or_taken_up_loses_none(tmp_path, cut):
     """Every rename and deletion in turn is the last thing that a process does."""
     first, *_ = start_of(tmp_path, BEFORE)
     for step in (1, 2):
         first.save({"step": step}, {"weight": torch.full((10,), float(step))})
     for work, expected in ((AFTER, None), (BEFORE, 2), (AFTER, 5)):
-        left = [cut]
-
-        def dies(call, left=left):
-            def instead(*arguments, **keywords):
-                if left[0] == 0:
-                    raise KeyboardInterrupt
-                left[0] -= 1
-                return call(*arguments, **keywords)
-
-            return instead
-
-        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-            patch.setattr(Path, "replace", dies(Path.replace))
-            patch.setattr(Path, "unlink", dies(Path.unlink))
+        with dying_after(cut):
             start_of(tmp_path, work)
         resume, step, _ = start_of(tmp_path, work)
         assert step == expected

@@ -3,7 +3,6 @@
 All ranks of all scenarios are forked from one program (rank_lab.py), which imports torch once.
 """
 
-import contextlib
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from rank_lab import MATRICES, WORLDS
+from training_lab import dying_after
 
 from nanochat.artifacts import total_memory_bytes
 from nanochat.config import read_yaml
@@ -148,7 +148,7 @@ def save_shares(resume: ResumeFolder, step: int, count: int) -> None:
 
 
 @pytest.mark.parametrize("cut_at", range(0, 16, 3))
-def test_a_kill_while_a_shared_state_is_put_aside_or_taken_up_loses_none(tmp_path: Path, cut_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_while_a_shared_state_is_put_aside_or_taken_up_loses_none(tmp_path: Path, cut_at: int) -> None:
     """Every rename and deletion in turn is the last thing that a process does, as it is for the state of one rank (test_resume.py)."""
 
     def start_of(work: str) -> ResumeFolder:
@@ -162,20 +162,7 @@ def test_a_kill_while_a_shared_state_is_put_aside_or_taken_up_loses_none(tmp_pat
     save_shares(before, 1, 2)
     save_shares(before, 2, 3)
     for work, expected in (("after", None), ("before", 2), ("after", 5)):
-        left = [cut_at]
-
-        def dies(call: Any, left: list[int] = left) -> Any:
-            def instead(*arguments: Any, **keywords: Any) -> Any:
-                if left[0] == 0:
-                    raise KeyboardInterrupt
-                left[0] -= 1
-                return call(*arguments, **keywords)
-
-            return instead
-
-        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-            patch.setattr(Path, "replace", dies(Path.replace))
-            patch.setattr(Path, "unlink", dies(Path.unlink))
+        with dying_after(cut_at):
             start_of(work)
         resume = start_of(work)
         assert steps[-1] == expected

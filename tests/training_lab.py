@@ -1,5 +1,6 @@
 """Small real training runs for tests: English text, a tokenizer and token rows made by the real stages, and stages in subprocesses."""
 
+import contextlib
 import json
 import os
 import pydoc_data.topics
@@ -8,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import warm
 
 from nanochat.artifacts import write_manifest
@@ -138,3 +141,23 @@ def metrics(out: Path) -> list[dict[str, Any]]:
 def final_bytes(out: Path) -> dict[str, bytes]:
     """Everything that must not depend on interruptions."""
     return {name: (out / name).read_bytes() for name in ("model.safetensors", "model.json", "manifest.json")}
+
+
+@contextlib.contextmanager
+def dying_after(changes: int) -> Iterator[None]:
+    """What is done inside ends after so many renames and deletions of files, as a kill would end it."""
+    left = [changes]
+
+    def dies(call: Any) -> Any:
+        def instead(*arguments: Any, **keywords: Any) -> Any:
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return call(*arguments, **keywords)
+
+        return instead
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(Path, "replace", dies(Path.replace))
+        patch.setattr(Path, "unlink", dies(Path.unlink))
+        yield

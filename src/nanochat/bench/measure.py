@@ -1,14 +1,14 @@
 """Clocks, rates and memory: what all benchmarks measure with. Speeds are work over seconds; a spread is the middle half of the measurements."""
 
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from nanochat.train.measure import memory
 
 GEMM_SIZES = (512, 1024, 2048)
 GEMM_FLOPS = 2 * 1024**3  # at least so many per measurement, or a small product is all start-up
@@ -97,8 +97,5 @@ def products(sizes: Sequence[int], device: torch.device, dtype: torch.dtype) -> 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
     """Bytes at the highest: of the process, and of what it held on a GPU."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    found = {"process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    if device.type == "cuda":
-        found |= {"gpu_bytes": torch.cuda.max_memory_allocated(device), "gpu_reserved_bytes": torch.cuda.max_memory_reserved(device)}
-    return found
+    names = {"peak_rss_bytes": "process_bytes", "peak_cuda_allocated_bytes": "gpu_bytes", "peak_cuda_reserved_bytes": "gpu_reserved_bytes"}
+    return {names[key]: held for key, held in memory(device).items()}

@@ -92,11 +92,10 @@ class RandomBatches:
 def build(request: Request) -> Setup:
     """Everything in place on the device. Raises UserError for what cannot be built."""
     started = time.perf_counter()
-    config, _ = shapes(request)  # what is wrong with the request is said before a device is looked for
+    config, reference = shapes(request)  # what is wrong with the request is said before a device is looked for
     runtime = Runtime.start(device=request.device, threads=request.threads)
     batch_tokens = request.batch_tokens or ROWS_PER_STEP[runtime.device.type] * request.sequence_len
     resolved = resolve(request, batch_tokens)
-    config, reference = shapes(request)
     setting = Setting.of(runtime.device.type, recompute=resolved["recompute"])  # type: ignore[arg-type]
     plan = plan_base_train(resolved, shape_of(config, reference), most_rows=most_rows(config, runtime.facts.get("device_memory_bytes"), setting))
     model = GPT(config, dtype=runtime.dtype, generator=torch.Generator().manual_seed(0)).to(runtime.device)

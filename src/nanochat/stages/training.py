@@ -64,6 +64,11 @@ class Work:
         """Where everything is written."""
         return self.manifest.parent
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        return {"stage": self.stage, "config": self.config, "inputs": self.inputs}
+
     @cached_property
     def input_hashes(self) -> dict[str, str]:
         """sha256 of every input manifest."""
@@ -249,8 +254,7 @@ def train(
             f"{plan.accumulation} x {plan.micro_batch_rows} rows x {plan.ranks} ranks on {runtime.facts.get('device_name', runtime.device.type)}; "
             f"started up in {time.monotonic() - current.started:.1f} s"
         )
-    identity: dict[str, Any] = {"stage": work.stage, "config": work.config, "inputs": work.inputs}
-    checkpoints = Checkpoints(work.folder, section["keep"], model, identity, description) if runtime.is_main else None
+    checkpoints = Checkpoints(work.folder, section["keep"], model, work.identity, description) if runtime.is_main else None
     trainer = Trainer(
         *(accelerated(model, runtime, section, compile_=current.compile), optimizer, plan, read_ahead(batches, runtime, plan.steps), runtime),
         folder=work.folder,
@@ -335,8 +339,7 @@ def finish(
         "final_val_loss": counters.val_loss,
         **dict(counts) | ({"bad_steps_skipped": counters.passed_over} if counters.passed_over else {}),
     }
-    identity: dict[str, Any] = {"stage": work.stage, "config": work.config, "inputs": work.inputs}
-    artifacts.write_manifest(work.manifest, **identity, outputs=outputs, optional=[OPTIMIZER], counts=results)
+    artifacts.write_manifest(work.manifest, **work.identity, outputs=outputs, optional=[OPTIMIZER], counts=results)
     speed = plan.batch_tokens * counters.step / counters.elapsed_s if counters.elapsed_s else 0.0
     current.story.finish(steps=counters.step, tokens=plan.tokens, training_s=counters.elapsed_s, tokens_per_s=speed, **spent(current.runtime, current.started))
     if problem := kept.keep(work.manifest):

@@ -4,6 +4,7 @@ Names are "model.{parameter}" and "optimizer.{parameter}.{key}". With several ra
 flattened, "{name}@{start}". Put together (tensorfile.TensorFiles) the shares of any number of ranks serve any other number.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,13 +27,18 @@ def _is_whole(piece: Piece, parameter: Tensor) -> bool:
     return piece.stop - piece.start == parameter.numel()
 
 
-def own_weights(model: Model, optimizer: MuonAdamW) -> dict[str, Tensor]:
-    """The share of the weights that this rank saves: what it updates, so that all ranks together save each element once."""
-    tensors = {}
+def _saved_here(model: Model, optimizer: MuonAdamW) -> Iterator[tuple[str, nn.Parameter, Piece]]:
+    """Name, parameter and piece of what this rank saves: what it updates, so that all ranks together save each element once."""
     for name, parameter in named_parameters(model).items():
         piece = optimizer.own_piece(parameter)
-        if piece is None or (piece.rank == EVERYBODY and optimizer.rank > 0):
-            continue
+        if piece is not None and (piece.rank != EVERYBODY or optimizer.rank == 0):
+            yield name, parameter, piece
+
+
+def own_weights(model: Model, optimizer: MuonAdamW) -> dict[str, Tensor]:
+    """The share of the weights that this rank saves."""
+    tensors = {}
+    for name, parameter, piece in _saved_here(model, optimizer):
         weight = parameter.detach()
         if _is_whole(piece, parameter):
             tensors[f"model.{name}"] = weight
@@ -44,10 +50,7 @@ def own_weights(model: Model, optimizer: MuonAdamW) -> dict[str, Tensor]:
 def own_state(model: Model, optimizer: MuonAdamW) -> dict[str, Tensor]:
     """The share of the optimizer's state that this rank saves; whole numbers as 0-dimensional int64."""
     tensors = {}
-    for name, parameter in named_parameters(model).items():
-        piece = optimizer.own_piece(parameter)
-        if piece is None or (piece.rank == EVERYBODY and optimizer.rank > 0):
-            continue
+    for name, parameter, piece in _saved_here(model, optimizer):
         for key, value in optimizer.state.get(parameter, {}).items():
             entry = f"optimizer.{name}.{key}"
             tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.int64)
