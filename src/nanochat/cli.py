@@ -24,6 +24,7 @@ VERBS = {
     "base_train": ("nanochat.stages.base_train", "pretrain a model on packed tokens"),
     "mid_train": ("nanochat.stages.mid_train", "go on with conversations, loss on every token"),
     "chat_sft": ("nanochat.stages.chat_sft", "fine-tune on the assistant's tokens"),
+    "chat_rl": ("nanochat.stages.chat_rl", "reinforcement learning on problems that can be graded"),
     "evaluate": ("nanochat.stages.evaluate", "score one model on one task"),
     "report": ("nanochat.stages.report", "write the report from JSON files"),
     "data": ("nanochat.inventory.command", "list, fetch, verify, pack, unpack, show and clear away what runs read"),
@@ -35,7 +36,7 @@ VERBS = {
     "watch": ("nanochat.watch.command", "the curves of runs in the terminal, while they train"),
     "chat": ("nanochat.serve.terminal", "talk to a finished phase of a run"),
 }
-SUPERVISED = ("base_train", "mid_train", "chat_sft")  # run as ranks below a supervisor
+SUPERVISED = ("base_train", "mid_train", "chat_sft", "chat_rl")  # run as ranks below a supervisor
 # They only print: a reader that leaves, as head does, ends them in silence
 SPEAKERS = ("bench", "data", "plan", "preflight", "ranks", "status", "runs", "watch")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -309,6 +309,40 @@ class Tune(TrainCommon):
     warm_start_optimizer: bool = True  # take the parent's momentum buffers
 
 
+class RlTask(Section):
+    """Problems that reinforcement learning asks: split `rl` of a task; it is measured on split `validation`."""
+
+    task: str
+    source: str | None = None  # absent: the task's first choice
+    rows: Annotated[int, Field(gt=0, le=100_000_000, strict=True)] | None = None  # use a seeded sample of this many (for a generator: make this many)
+
+
+class ChatRl(TrainCommon):
+    """Reinforcement learning: several answers to each problem, and those that are right are made more probable than the others."""
+
+    tasks: Annotated[list[RlTask], Field(min_length=1)]
+    examples_per_step: PositiveInt = 16  # problems of one update, of all ranks together
+    samples: Annotated[int, Field(ge=2, le=1024, strict=True)] = 16  # answers to each
+    epochs: Epochs = 1.0  # passes over the problems
+    max_new_tokens: PositiveInt = 256  # of an answer
+    temperature: Annotated[float, Field(gt=0)] = 1.0  # of the answers, and of the probabilities that are learnt
+    top_k: Count = 50  # sample from so many of the likeliest tokens; 0: from all
+    lr_fraction: Annotated[float, Field(gt=0)] = 0.05  # of the base rates, at the start
+    warmup_fraction: Fraction = 0.0
+    warmdown_fraction: Fraction = 1.0
+    final_lr_fraction: Fraction = 0.0
+    validation_samples: Annotated[int, Field(ge=1, le=1024, strict=True)] = 8  # answers to each of validation_rows problems: pass@1 to pass@n
+    rollout_rows: PositiveInt = 128  # answers made at a time; halved where memory runs out
+
+    @model_validator(mode="after")
+    def _has_no_bits_per_byte(self) -> Self:
+        if self.keep.best:
+            raise ValueError("keep.best: the best is the one with the lowest bits per byte, which are not measured here; leave it out")
+        if self.on_bad_step.spike != "ignore":
+            raise ValueError(f"on_bad_step.spike={self.on_bad_step.spike}: a loss of answers that were drawn rises and falls by itself; leave it out")
+        return self
+
+
 class TaskSettings(Section):
     """How one task is evaluated."""
 
@@ -331,6 +365,7 @@ class Run(Section):
     base_train: BaseTrain
     mid_train: Tune | None = None
     chat_sft: Tune | None = None
+    chat_rl: ChatRl | None = None
     evaluate: dict[str, TaskSettings] = {}
 
     @property

@@ -43,6 +43,13 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """What held-out problems say where the measure is no loss: values by name."""
+
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Settings:
     """When things happen besides updates. Counts are in updates; 0: only at the end."""
 
@@ -52,6 +59,7 @@ class Settings:
     save_every_s: float
     flops_per_token: int
     peak_flops: float | None = None  # of all ranks together; None: not known
+    validate_first: bool = False  # before the first update too
     on_bad_step: OnBadStep = field(default_factory=OnBadStep)
     log_every: int = 0  # norms of every group, and memory; 0: never
     mirrors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # kind -> its settings
@@ -136,17 +144,19 @@ class Trainer:
         work: Mapping[str, Any] | None = None,
         settings: Settings,
         stop: StopRequest | None = None,
-        validate: Callable[[], Validation | None] = lambda: None,
+        validate: Callable[[], Validation | Scores | None] = lambda: None,
         sample: Callable[[Callable[[str], None]], object] = lambda say: None,
         on_save: Callable[[], None] = lambda: None,
         keep: Callable[[Counters], None] = lambda counters: None,
         row_ids: RowIds | None = None,
+        facts: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
-        """`validate` is called on every rank and returns the same on each; `sample`, with a way to print, and `keep` on rank 0; `row_ids` names rows."""
+        """`validate` is called on every rank and returns the same on each; `sample`, with a way to print, and `keep` on rank 0; `row_ids` names rows;
+        `facts` says more of the rows of the last update."""
         self.model, self.optimizer, self.plan, self.runtime = model, optimizer, plan, runtime
         self.batches = TimedBatches(batches)
         self.folder, self.settings, self.stop = folder, settings, stop if stop is not None else StopRequest()
-        self.validate, self.sample, self.keep, self.row_ids = validate, sample, keep, row_ids
+        self.validate, self.sample, self.keep, self.row_ids, self.facts = validate, sample, keep, row_ids, facts
         self.counters = Counters()
         self.progress = Progress(settings.name, steps=plan.steps, batch_tokens=plan.batch_tokens, quiet=not runtime.is_main)
         self.resume = ResumeFolder(folder, fingerprint, self.progress.say, work)
@@ -167,6 +177,9 @@ class Trainer:
             self.metrics = MetricsFile(self.folder, start, Mirrors(self.settings.mirrors, self.folder, self.settings.described, self.progress.say))
         self._beat("train")
         try:
+            if start == 0 and self.settings.validate_first:
+                self._validate()
+                progress.enter("first step")
             while self.counters.step < steps:
                 self._save_or_stop(self.stop.by_signal if self.counters.step == start else bool(self.stop))
                 self._update()
@@ -213,10 +226,13 @@ class Trainer:
             what = f"loss {update.loss:.4f}, lr x{update.lr_multiplier:.3f}, grad norm {update.grad_norm:.3f}"
         else:
             what = "skipped: no target to learn from"
+        facts = self.facts()
+        what = ", ".join([*(f"{name} {value:.4g}" for name, value in facts.items()), what])
         self.progress.update(self.counters.step, seconds, what)
-        if update.counted and self.metrics is not None:
-            measurements = {**measured.norms(), **memory(self.runtime.device)} if measured else {}
-            self.metrics.write(**self._line(update, seconds), **measurements)
+        if self.metrics is not None and (update.counted or facts):
+            measurements = {**measured.norms(), **memory(self.runtime.device)} if measured and update.counted else {}
+            line = self._line(update, seconds) if update.counted else {"step": self.counters.step}
+            self.metrics.write(**line, **facts, **measurements)
         if update.micro is not None and self.spiked:
             self.counters.add_bad("spike")
             self._tell_bad("spike", self.spiked, update.micro, self.counters.step, "ignored")
@@ -308,6 +324,11 @@ class Trainer:
         with progress.pause("validate"):
             validation = self.validate()
         if validation is None:
+            return
+        if isinstance(validation, Scores):
+            if self.metrics is not None:
+                self.metrics.write(step=self.counters.step, **validation.values)
+            self.progress.say(f"step {self.counters.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in validation.values.items()))
             return
         if not math.isfinite(validation.loss):
             why = "the model itself is broken, which passing over a batch does not cure"
