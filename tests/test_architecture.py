@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 PACKAGE = SOURCE / "nanochat"
 
 COMMANDS = {"bench", "plan", "status", "watch", "preflight", "inventory"}  # for the command line and the workflow alone
-UPPER = {"train", "eval", "serve", "report", *COMMANDS}  # may read sections of the config
+UPPER = {"train", "eval", "rl", "serve", "report", *COMMANDS}  # may read sections of the config
 BASIS = UPPER | {"model", "optim", "engine", "tokenizer", "config", "data", "tasks", "launch", "mirror"}  # what the lowest modules must not know
 # part -> parts that it must not import. A part is a folder or a module directly below the package.
 FORBIDDEN: dict[str, set[str]] = {
@@ -23,12 +23,13 @@ FORBIDDEN: dict[str, set[str]] = {
     "tokenizer": UPPER | {"model", "optim", "config", "engine", "tasks", "launch", "progress"},
     "engine": UPPER | {"optim", "config", "tasks", "launch", "progress"},
     "train": UPPER - {"train"} | {"launch"},
+    "rl": UPPER - {"rl", "train"} | {"optim", "launch"},
     "eval": UPPER - {"eval"} | {"optim", "launch", "progress"},
     "serve": UPPER - {"serve"} | {"optim", "launch", "progress"},
     "report": UPPER - {"report"} | {"model", "optim", "engine", "tokenizer", "launch", "progress"},
     "status": UPPER - {"status", "report"} | {"model", "optim", "engine", "tokenizer", "data", "tasks", "launch", "progress"},
-    "plan": UPPER - {"plan", "train"} | {"optim", "engine", "tokenizer", "runtime", "launch", "progress"},
-    "preflight": UPPER - {"preflight", "plan", "train"} | {"optim", "engine", "tokenizer", "launch", "progress"},
+    "plan": UPPER - {"plan", "train", "rl"} | {"optim", "engine", "tokenizer", "runtime", "launch", "progress"},
+    "preflight": UPPER - {"preflight", "plan", "train", "rl"} | {"optim", "engine", "tokenizer", "launch", "progress"},
     "inventory": UPPER - {"inventory", "plan", "status", "preflight", "report"} | {"model", "optim", "engine", "launch", "progress"},
     "watch": UPPER - {"watch", "status", "report"} | {"model", "optim", "engine", "tokenizer", "data", "tasks", "launch", "progress"},
     "bench": UPPER - {"bench", "train", "status", "report"} | {"optim", "launch", "progress"},

@@ -52,7 +52,7 @@ class Gsm8k(RowTask):
         """Of train, a fixed sample is held back from reinforcement learning (split rl) to measure it on (split validation)."""
         if self.split not in ("rl", "validation"):
             return rows
-        held_back = set(sample_indices(len(rows), min(VALIDATION_ROWS, len(rows) // 5), 0))
+        held_back = set(sample_indices(len(rows), min(VALIDATION_ROWS, -(-len(rows) // 5)), 0))
         return [row for index, row in enumerate(rows) if (index in held_back) == (self.split == "validation")]
 
     def conversation(self, index: int) -> Conversation:
