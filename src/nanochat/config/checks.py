@@ -105,7 +105,7 @@ def _task_problems(name: str, run: Run, chats: list[str]) -> list[str]:
     uses = [(f"runs.{name}.evaluate.{task}", task, settings.split, settings.source) for task, settings in run.evaluate.items() if task != "bpb"]
     for stage, key in (("mid_train", "mixture"), ("chat_sft", "mixture"), ("chat_rl", "tasks")):
         if getattr(run, stage) is not None:
-            uses += [(f"runs.{name}.{stage}.{key}", *use) for use in stage_tasks(run, stage)]
+            uses += [(f"runs.{name}.{stage}.{key}", *use) for use in stage_tasks(run, stage) if stage != "chat_rl" or use[1] == "rl"]
     problems = [
         f"runs.{name}.evaluate.{task}.phases={settings.phases}: run {name} has none of them; choose among {', '.join(run.phases)}"
         for task, settings in run.evaluate.items()
@@ -114,7 +114,7 @@ def _task_problems(name: str, run: Run, chats: list[str]) -> list[str]:
     for place, task, split, source in uses:
         if place.endswith(".chat_rl.tasks") and (task not in TASKS or "rl" not in TASKS[task].sources):
             learnt = [known for known in TASKS if "rl" in TASKS[known].sources]
-            problems += [f"{place}={task!r}: no task of this name has problems to learn from; choose among {', '.join(learnt)}"] * (split == "rl")
+            problems.append(f"{place}={task!r}: no task of this name has problems to learn from; choose among {', '.join(learnt)}")
         elif task not in TASKS:
             known_tasks = [*TASKS, *(["bpb"] if ".evaluate." in place else [])]  # bits per byte are of the corpus, nothing to train on
             problems.append(f"{place}={task!r}: no such task; choose one of {', '.join(sorted(known_tasks))}")
