@@ -1,5 +1,6 @@
 """Reinforcement learning without a process of its own: what is drawn, what is learnt from it, what it is measured on."""
 
+import json
 import math
 from itertools import combinations, product
 from pathlib import Path
@@ -12,6 +13,7 @@ from model_cases import config as shape
 from model_cases import shaken
 from test_engine import SPECIAL, ByteTokenizer, Scripted, small_model
 
+from nanochat import config
 from nanochat.config import load, validate
 from nanochat.engine import Engine
 from nanochat.errors import UserError
@@ -30,6 +32,7 @@ from nanochat.tasks.gsm8k import Gsm8k
 from nanochat.train.sizes import shape_of
 from nanochat.train.update import build_optimizer, make_update
 
+ROOT = Path(__file__).parent.parent
 TOKENIZER = ByteTokenizer()
 END = TOKENIZER.special("assistant_end")
 SAMPLING = Sampling(samples=6, max_new_tokens=12, temperature=1.0, top_k=0)
@@ -168,15 +171,15 @@ def test_answers_are_drawn_again_in_smaller_portions_where_memory_runs_out(monke
     expected = asker.ask(problems(4), keys, SAMPLING)
     prefill = asker.engine.prefill
 
-    def short(prompts: list[list[int]], *, room: int) -> Any:
+    def short(*prompts: Any, **room: Any) -> Any:
         if asker.rows_at_once > 7:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return prefill(prompts, room=room)
+        return prefill(*prompts, **room)
 
     monkeypatch.setattr(asker.engine, "prefill", short)
     assert asker.ask(problems(4), keys, SAMPLING) == expected
     assert asker.rows_at_once == 6 and said == [f"out of memory; from now on {rows} answers at a time, which changes none of them" for rows in (12, 6)]
-    monkeypatch.setattr(asker.engine, "prefill", lambda prompts, room: 1 / 0)
+    monkeypatch.setattr(asker.engine, "prefill", lambda *prompts, **room: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         asker.ask(problems(4), keys, SAMPLING)
 
@@ -296,7 +299,19 @@ def experiment(**chat_rl: Any) -> Any:
 
 def test_reinforcement_learning_is_a_phase_of_the_runs_that_ask_for_it() -> None:
     assert experiment().runs["d2"].phases == ["base", "rl"]
-    assert load(Path("config.yaml")).runs["quickstart"].phases == ["base", "mid", "sft"]
+    assert load(ROOT / "config.yaml").runs["quickstart"].phases == ["base", "mid", "sft"]
+
+
+def test_the_example_goes_on_from_the_quickstart() -> None:
+    """Up to chat_sft it is the same run, so that nothing of a finished quickstart is trained again."""
+    ours, quickstart = (config.read_yaml(ROOT / name) for name in ("configs/arithmetic_rl.yaml", "config.yaml"))
+    runs = [content.pop("runs")["quickstart"] for content in (ours, quickstart)]
+    assert runs[0].pop("chat_rl") and [run.pop("evaluate") for run in runs]
+    assert runs[0] == runs[1]
+    assert all(ours[part] == quickstart[part] for part in ("corpora", "tokenizers"))
+    said = " ".join((ROOT / "docs/how-to/reinforcement-learning.md").read_text(encoding="utf-8").split())
+    asked = config.read_yaml(ROOT / "configs/arithmetic_rl.yaml")["runs"]["quickstart"]["chat_rl"]
+    assert json.dumps(asked)[:-1] in said, "the page gives the same settings"
 
 
 @pytest.mark.parametrize(

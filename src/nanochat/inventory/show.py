@@ -64,6 +64,8 @@ def rows(folder: Path, wanted: Sequence[int]) -> list[Row]:
     if said.stage in CONVERSATIONS:
         _require_unchanged(folder, {"tokenizer": said.path("tokenizer")})
         return _conversation_rows(folder, said.path("tokenizer"), wanted)
+    if said.stage == "chat_rl":
+        raise UserError(f"{folder}: learnt from answers that were drawn while it trained and that nobody kept; there are no rows to show")
     raise UserError(f"{folder}: made by stage {said.stage!r}, which reads no rows; give the folder of a training or of tokens")
 
 

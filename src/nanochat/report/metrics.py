@@ -19,6 +19,7 @@ TITLES = {
     "spelling_bee": "SpellingBee",
     "simple_spelling": "SimpleSpelling",
     "arithmetic": "Arithmetic",
+    "long_arithmetic": "LongArithmetic",
     "identity": "Identity",
     "core": "CORE",
     "bpb": "bits per byte",

@@ -4,6 +4,8 @@ metrics.jsonl, one JSON object per line; `step` counts finished updates:
     {"step", "loss", "smoothed_loss", "lr_multiplier", "grad_norm", "tokens", "flops", "elapsed_s" (of all updates so far), "step_s",
      "data_share" (of step_s, spent on fetching rows), "tokens_per_s", "utilisation" (share of the peak speed, where it is known)}
     {"step", "val_bpb", "val_loss"}
+Reinforcement learning says of an update besides "reward", "sequence_tokens", "cut_off" and "degenerate_groups" (nothing but these where no group had
+anything to learn from), and of held-out problems {"step", "pass@1", ..., "validation_sequence_tokens"}.
 The first and every log_every-th update say besides, of each parameter group G: "grad_norm/G", "update_norm/G", "weight_norm/G", "update_ratio/G"
 (update / weights); and "peak_rss_bytes", on a GPU "peak_cuda_allocated_bytes" and "peak_cuda_reserved_bytes", of rank 0 in this attempt.
 """
