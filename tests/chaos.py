@@ -1,4 +1,4 @@
-"""kill -9 at random moments, again and again, over base_train, mid_train and chat_sft: whatever finishes in the end has the same bytes.
+"""kill -9 at random moments, again and again, over base_train, mid_train, chat_sft and chat_rl: whatever finishes in the end has the same bytes.
 
     make chaos                                   200 kills, a seed of its own
     python tests/chaos.py --kills 50 --seed 7    the same moments as far as the machine's speed allows
@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-STAGES = ("base_train", "mid_train", "chat_sft")
+STAGES = ("base_train", "mid_train", "chat_sft", "chat_rl")
 IMPORTED = ("torch", "pydantic", "safetensors", "filelock", "psutil", "tiktoken", "rustbpe", "pyarrow.parquet", "tqdm")
 COMPARED = ("model.safetensors", "model.json", "manifest.json", "optimizer.safetensors")
 MANNERS = ("anywhere", "start-up", "write")
@@ -182,22 +182,26 @@ def losses(out: Path) -> list[float]:
 def main() -> None:
     """Make the parents once, then kill."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200, help="of all three stages together (default: 200)")
+    parser.add_argument("--kills", type=int, default=200, help="of all stages together (default: 200)")
     parser.add_argument("--seed", type=int, default=None, help="of the moments (default: a new one, which is printed)")
     flags = parser.parse_args()
     seed = random.randrange(1 << 32) if flags.seed is None else flags.seed
     print(f"seed {seed}", flush=True)
-    from training_lab import Lab, run
+    from training_lab import Lab, guesses, run
 
     with tempfile.TemporaryDirectory(prefix="nanochat-chaos-") as scratch:
         folder = Path(scratch)
         lab = Lab.make(folder / "lab")
-        base, mid, sft = (folder / f"whole-{stage}" for stage in STAGES)
+        data, guesser = guesses(folder / "guesses"), folder / "guesser"
+        base, mid, sft, rl = (folder / f"whole-{stage}" for stage in STAGES)
         commands: dict[str, tuple[Path, Callable[[Path], list[str]]]] = {
             "base_train": (base, lab.base),
             "mid_train": (mid, lambda out: lab.tune("mid_train", out, base / "manifest.json")),
             "chat_sft": (sft, lambda out: lab.tune("chat_sft", out, mid / "manifest.json")),
+            "chat_rl": (rl, lambda out: lab.reinforce(out, guesser / "manifest.json", data)),
         }
+        run(lab.base(base))
+        run(lab.guesser(guesser, base / "manifest.json", data))
         for whole, command in commands.values():
             run(command(whole))
         server, total = Server(), 0

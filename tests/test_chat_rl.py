@@ -1,18 +1,15 @@
 """Stage chat_rl through the real command line: it learns, and killed in any way and started again it ends with the same bytes."""
 
-import json
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
-from training_lab import Lab, fetched_rows, final_bytes, metrics, run, run_until
+from training_lab import Lab, final_bytes, guesses, metrics, run, run_until
 
 from nanochat.artifacts import read_json, read_manifest
 
 STEPS = 8
-WORDS = ("one", "two", "red", "blue", "tree", "house", "river", "stone", "bread", "water")
 
 
 @pytest.fixture(scope="module")
@@ -22,35 +19,22 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Problems whose answer is 0, 1 or 2."""
-    rows = [{"question": f"Say {WORDS[number % 10]} {number}!", "answer": f"#### {number % 3}"} for number in range(60)]
-    return fetched_rows(tmp_path_factory.mktemp("data") / "gsm8k", "gsm8k_hf", rows)
+    return guesses(tmp_path_factory.mktemp("data") / "gsm8k")
 
 
 @pytest.fixture(scope="module")
 def parent(lab: Lab, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that has learnt how an answer looks, and guesses which it is."""
     folder = tmp_path_factory.mktemp("parent")
     run(lab.base(folder / "base", save_every_s=1000.0))
-    tuned = {"mixture": [{"task": "gsm8k", "epochs": 12}], "lr_fraction": 1.0, "save_every_s": 1000.0, "validate_every": 0}
-    run(lab.tune("chat_sft", folder / "sft", folder / "base" / "manifest.json", [data], **tuned))
+    run(lab.guesser(folder / "sft", folder / "base" / "manifest.json", data))
     return folder / "sft" / "manifest.json"
-
-
-def command(lab: Lab, data: Path, parent: Path, out: Path, *flags: str, **overrides: Any) -> list[str]:
-    """Eight steps of four problems with four answers each, state saved after every step."""
-    config = {"tasks": [{"task": "gsm8k"}], "examples_per_step": 4, "samples": 4, "epochs": 4 * STEPS / 48, "max_new_tokens": 8, "lr_fraction": 0.02}
-    config |= {"micro_batch_rows": 4, "validate_every": 4, "validation_rows": 6, "validation_samples": 4, "save_every_s": 0.001, **overrides}
-    places = ["--weights", str(out / "model.safetensors"), "--manifest", str(out / "manifest.json"), "--tokenizer", str(lab.tokenizer)]
-    machine = ["--device", "cpu", "--threads", "1", *flags]
-    return ["chat_rl", "--config", json.dumps(config), "--model", str(parent), "--data", str(data), *places, *machine]
 
 
 @pytest.fixture(scope="module")
 def whole(lab: Lab, data: Path, parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training that was never interrupted."""
     out = tmp_path_factory.mktemp("whole")
-    (out / "said.txt").write_text(run(command(lab, data, parent, out)))
+    (out / "said.txt").write_text(run(lab.reinforce(out, parent, data)))
     return out
 
 
@@ -73,20 +57,20 @@ def test_a_training_tells_of_its_answers_and_of_problems_that_it_never_asked(who
 
 @pytest.mark.parametrize(("number", "step"), [(signal.SIGKILL, 2), (signal.SIGTERM, 4)], ids=["SIGKILL", "SIGTERM"])
 def test_a_training_that_was_ended_goes_on_to_the_same_bytes(lab, data, parent, whole, tmp_path, number, step):
-    code, said = run_until(command(lab, data, parent, tmp_path), tmp_path, step, number)
+    code, said = run_until(lab.reinforce(tmp_path, parent, data), tmp_path, step, number)
     assert code == (75 if number == signal.SIGTERM else -signal.SIGKILL), said
-    again = run(command(lab, data, parent, tmp_path))
+    again = run(lab.reinforce(tmp_path, parent, data))
     assert "resumed at step" in again
     assert final_bytes(tmp_path) == final_bytes(whole)
     timed = ("elapsed_s", "step_s", "tokens_per_s", "data_share", "peak_rss_bytes")
     one, other = ([{key: value for key, value in line.items() if key not in timed} for line in metrics(out)] for out in (whole, tmp_path))
     assert one == other
-    assert "nothing to do" in run(command(lab, data, parent, tmp_path))
+    assert "nothing to do" in run(lab.reinforce(tmp_path, parent, data))
 
 
 @pytest.mark.slow
 def test_two_ranks_learn_what_one_learns(lab, data, parent, whole, tmp_path):
-    run(command(lab, data, parent, tmp_path, "--ranks", "2"))
+    run([*lab.reinforce(tmp_path, parent, data), "--ranks", "2"])
     one, two = (metrics(out) for out in (whole, tmp_path))
     for key in ("reward", "sequence_tokens", "degenerate_groups", "pass@1", "pass@4"):
         assert [line[key] for line in two if key in line] == pytest.approx([line[key] for line in one if key in line]), key
@@ -95,12 +79,12 @@ def test_two_ranks_learn_what_one_learns(lab, data, parent, whole, tmp_path):
 
 
 def test_what_cannot_be_is_one_sentence(lab, data, parent, tmp_path):
-    said = run(command(lab, data, parent, tmp_path, "--ranks", "3"), 2)
+    said = run([*lab.reinforce(tmp_path, parent, data), "--ranks", "3"], 2)
     assert "chat_rl.examples_per_step=4: not a multiple of 3 ranks" in said and said.count("examples_per_step") == 1 and "Traceback" not in said
-    said = run(command(lab, data, parent, tmp_path, tasks=[{"task": "arithmetic", "rows": 1}], validation_rows=1), 0)
+    said = run(lab.reinforce(tmp_path, parent, data, tasks=[{"task": "arithmetic", "rows": 1}], validation_rows=1), 0)
     assert "1 problems, 1 held out" in said, "fewer problems than a step asks are asked several times"
     other = tmp_path / "other"
     shutil.copytree(parent.parent, other)
     (other / "model.safetensors").write_bytes(b"x")
-    said = run(command(lab, data, other / "manifest.json", tmp_path / "out"), 2)
+    said = run(lab.reinforce(tmp_path / "out", other / "manifest.json", data), 2)
     assert "model.safetensors" in said and "Traceback" not in said
