@@ -159,6 +159,7 @@ def test_minimum_and_final_validation_come_from_the_metrics(rendered: tuple[str,
     markdown = rendered[0]
     final = text.score(2.0 + 1 / 41)
     assert f"| minimum validation bits per byte | {final} |" in markdown
+    assert "| tokens per parameter | 0.00166 |" in markdown and "| ranks | 1 |" in markdown
     assert "| parameters | 12,345,678 |" in markdown and "| steps | 40 |" in markdown and "| tokens per second, median | 1,000 |" in markdown
 
 

@@ -223,7 +223,10 @@ def reinforced(root: Path, run: str) -> Path:
     """A finished RL stage: rewards rise from .1 to .5, pass@k is measured at steps 1 and 40."""
     rows: list[dict[str, object]] = [{"step": step, "reward": 0.1 + 0.01 * (step - 1), "sequence_tokens": 30} for step in range(1, 41)]
     rows += [{"step": step, **{f"pass@{k}": 1 - (1 - rate) ** k for k in range(1, 9)}} for step, rate in ((1, 0.1), (40, 0.4))]
-    return with_metrics(training(root, run, "rl", {}), rows)
+    path = with_metrics(training(root, run, "rl", {}), rows)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**content, "counts": {**content["counts"], "final_loss": 0.01}})
+    return path
 
 
 def test_reinforcement_learning_has_its_curves_its_column_and_no_loss_in_nats(tmp_path: Path) -> None:

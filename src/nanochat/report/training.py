@@ -36,6 +36,7 @@ COUNTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "min_val_bpb": ("minimum validation bits per byte", text.score),
     "final_val_bpb": ("final validation bits per byte", text.score),
 }
+LOSSES = frozenset({"first_loss", "final_loss", "final_val_loss"})  # nats per token, but of a policy gradient, whose size says nothing
 MOST_BESIDE = 3  # runs in a table that leaves room for curves beside it
 MOST_BAD_STEPS = 20
 LOGGED: dict[str, Callable[[Sequence[float]], float]] = {"min_val_bpb": min, "final_val_bpb": lambda values: values[-1]}  # also of an unfinished stage
@@ -91,8 +92,11 @@ def _state(training: Training) -> str:
 def _rows(trainings: Sequence[Training], price: float) -> tuple[tuple[Cell, ...], ...]:
     validated = trainings[0].phase != "rl" or any_logged(trainings, "val_bpb")
     keys = [key for key in COUNTS if (key in LOGGED and validated) or any(key in training.counts for training in trainings)]
+    keys = [key for key in keys if trainings[0].phase != "rl" or key not in LOSSES]
     keys += sorted({key for training in trainings for key, value in training.counts.items() if key not in COUNTS and isinstance(value, int | float)})
     rows = [cells(COUNTS[key][0] if key in COUNTS else key.replace("_", " "), *(_count_cell(training, key) for training in trainings)) for key in keys]
+    rows.append(cells("tokens per parameter", *(_per_parameter(training) for training in trainings)))
+    rows.append(cells("ranks", *(_ranks(training) for training in trainings)))
     rows.append(cells("tokens per second, median", *(_speed(training) for training in trainings)))
     rows.append(cells("utilisation", *(_utilisation(training) for training in trainings)))
     rows += [cells(name, *(_measured(training, key, words) for training in trainings)) for name, (key, words) in MEASURED.items() if any_logged(trainings, key)]
@@ -116,6 +120,19 @@ def _count_cell(training: Training, key: str) -> Cell:
     if value is None:
         return text.unavailable("not recorded" if training.finished else "the stage has not finished")
     return Cell(COUNTS[key][1](value) if key in COUNTS else text.count(value))
+
+
+def _per_parameter(training: Training) -> Cell:
+    tokens, parameters = training.counts.get("tokens"), training.counts.get("parameters")
+    return (
+        Cell(f"{tokens / parameters:.3g}") if tokens and parameters else text.unavailable("not recorded" if training.finished else "the stage has not finished")
+    )
+
+
+def _ranks(training: Training) -> Cell:
+    """How many processes trained together; several numbers where attempts differed."""
+    numbers = dict.fromkeys(attempt.get("world_size", 1) for attempt in training.attempts)
+    return Cell(", ".join(map(text.count, numbers))) if numbers else text.unavailable("no attempt is recorded")
 
 
 def _median(values: Sequence[float]) -> float:
