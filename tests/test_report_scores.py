@@ -143,6 +143,7 @@ def test_answers_to_different_versions_or_rows_are_not_compared_and_damage_is_na
     assert "On the same questions" in pages(together(*files))[0]
     write_json(paths[1], {**json.loads(paths[1].read_text()), "version": "2"})
     assert "On the same questions" not in pages(together(*files))[0]
+    write_json(paths[1], {**json.loads(paths[1].read_text()), "version": "1"})
     paths[0].with_suffix(".items.jsonl").write_text('{"index": 0, "right": true}\n{"ind')
     with pytest.raises(UserError, match=r"mmlu\.items\.jsonl: not the answers to a task"):
         comparison_section(inputs_of(together(*files)), 0.0)
