@@ -50,6 +50,14 @@ def test_core_stands_in_the_summary_and_task_by_task_beside_the_published_run(tm
     assert 'id="core"' in html and checked(html).problems == []
 
 
+def test_limit_of_core_is_for_each_of_its_tasks(tmp_path: Path) -> None:
+    """500 rows of each task: a limit of 500 left rows out, one of 501 did not."""
+    files = finished_run(tmp_path)
+    for limit, is_sample in ((500, True), (501, False)):
+        markdown = pages(with_scores(files, core_score(tmp_path, "tiny", files["run_manifests"][0], limit=limit)))[0]
+        assert ("samples: 11,000 of CORE." in markdown) == is_sample and ("0.1050 (sample of 11,000)" in markdown) == is_sample
+
+
 def test_core_over_fewer_tasks_is_another_metric_and_names_what_is_missing(tmp_path: Path) -> None:
     whole, part = finished_run(tmp_path, "whole"), finished_run(tmp_path, "part")
     scores = [core_score(tmp_path, "whole", whole["run_manifests"][0]), core_score(tmp_path, "part", part["run_manifests"][0], tasks=14)]

@@ -90,6 +90,7 @@ def centered_mean(values: Mapping[str, float], tasks: Sequence[str]) -> float | 
 
 
 def is_sampled(content: Mapping[str, Any]) -> bool:
-    """Whether the config's limit left rows out; a split with fewer rows than the limit was used whole."""
-    limit, n = content.get("limit"), content.get("n")
-    return limit is not None and (n is None or n >= limit)
+    """Whether the config's limit left rows out; a split with fewer rows than the limit was used whole. The limit of CORE is for each of its tasks."""
+    limit = content.get("limit")
+    sizes = [task.get("n") for task in content.get("tasks") or [content]]
+    return limit is not None and any(n is None or n >= limit for n in sizes)
