@@ -17,7 +17,12 @@ rule chat_rl:
     output:
         weights="results/{run}/chat_rl/model.safetensors",
         description="results/{run}/chat_rl/model.json",
-        manifest="results/{run}/chat_rl/manifest.json",
+        manifest=report(
+            "results/{run}/chat_rl/manifest.json",
+            caption="../reports/model.rst",
+            category="Models",
+            labels={"run": "{run}", "stage": "chat_rl"},
+        ),
     params:
         identity=lambda wildcards: canonical_json(experiments.identity(experiments.tune_config(EXPERIMENT.runs[wildcards.run], "chat_rl"))),
         # what follows from outputs is not compared by snakemake: housekeeping is handed on and reruns nothing
