@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nanochat import progress
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.runtime import Runtime
-from nanochat.train.fitting import noticed, unrepeatable
+from nanochat.train.fitting import OutOfMemoryError, noticed, unrepeatable
 from nanochat.train.scaling import TrainingPlan
 from nanochat.train.schedule import lr_multiplier, momentum_at, weight_decay_multiplier
 
@@ -143,6 +143,7 @@ def make_update(
             summed, _ = model.loss(to_device(ids, runtime), to_device(targets, runtime))
             (summed / counted).backward()  # type: ignore[no-untyped-call]
             sums.append(summed.detach())
+        optimizer.prepare_reduce()
     shortage.agree(runtime)
     micro = MicroLosses(torch.stack(sums), local)
     loss = float(runtime.all_reduce(micro.sums.sum())) / counted
@@ -150,7 +151,7 @@ def make_update(
         raise BadStepError("non_finite", f"loss is {loss}", micro)
     if why := refuse(loss):
         raise BadStepError("spike", why, micro)
-    norm = optimizer.reduce()
+    norm = _reduced(optimizer, runtime)
     if plan.grad_clip and norm > plan.grad_clip:
         optimizer.scale_gradients(plan.grad_clip / norm)
     try:
@@ -159,6 +160,15 @@ def make_update(
     except FloatingPointError as error:
         raise BadStepError("non_finite", str(error), micro) from None
     return Update(loss, norm, counted, multiplier, micro)
+
+
+def _reduced(optimizer: MuonAdamW, runtime: Runtime) -> float:
+    """Norm of the summed gradients. Nothing is changed yet, so a rank alone may begin again; one of several would leave the others waiting in an exchange."""
+    with noticed(runtime.world_size == 1) as shortage:
+        norm = optimizer.reduce()
+    if shortage.met:
+        raise OutOfMemoryError
+    return norm
 
 
 def to_device(rows: Rows, runtime: Runtime) -> Tensor:
