@@ -18,7 +18,7 @@ from nanochat.model import fp8
 from nanochat.model.compiling import CompiledGPT, problem_of
 from nanochat.model.gpt import GPT
 from nanochat.model.windows import FlexWindows, choose
-from nanochat.stages.acceleration import accelerated, is_compiled
+from nanochat.train.acceleration import accelerated, is_compiled
 from nanochat.train.prefetch import Prefetched
 
 WINDOWED = {"window_pattern": "SL", "sequence_len": 160, "kv_heads": 2}

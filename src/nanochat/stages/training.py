@@ -25,9 +25,9 @@ from nanochat.model.gpt import GPT
 from nanochat.model.weights import DESCRIPTION, WEIGHTS, save_weights
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.runtime import Runtime, StopRequest, log, slurm_job_id
-from nanochat.stages.acceleration import accelerated, read_ahead
 from nanochat.stages.checkpoints import Checkpoints
 from nanochat.stages.samples import Sampler
+from nanochat.train.acceleration import accelerated, read_ahead
 from nanochat.train.batches import ConversationBatches, TextBatches
 from nanochat.train.host_memory import available_bytes
 from nanochat.train.loop import Counters, Settings, Trainer, Validation

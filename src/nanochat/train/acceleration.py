@@ -1,4 +1,4 @@
-"""What a training stage does for speed and memory on the device it has: compiled blocks, windowed attention, fp8, recomputation, rows ahead.
+"""What a training does for speed and memory on the device it has: compiled blocks, windowed attention, fp8, recomputation, rows ahead.
 
 Whatever was asked for and cannot be had here is said once, with what it costs, or refused in one sentence.
 """
