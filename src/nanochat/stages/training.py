@@ -337,7 +337,8 @@ def finish(
         "final_loss": counters.final_loss,
         "final_val_bpb": counters.val_bpb,
         "final_val_loss": counters.val_loss,
-        **dict(counts) | ({"bad_steps_skipped": counters.passed_over} if counters.passed_over else {}),
+        **counts,
+        **counters.bad_steps,
     }
     artifacts.write_manifest(work.manifest, **work.identity, outputs=outputs, optional=[OPTIMIZER], counts=results)
     speed = plan.batch_tokens * counters.step / counters.elapsed_s if counters.elapsed_s else 0.0
