@@ -7,20 +7,19 @@ counted target is harmless, and a token weighs the same wherever it stands.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nanochat import progress
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.runtime import Runtime
+from nanochat.train.copies import Rows as Rows  # batches are made of them
+from nanochat.train.copies import SentRows
 from nanochat.train.fitting import OutOfMemoryError, noticed, unrepeatable
 from nanochat.train.scaling import TrainingPlan
 from nanochat.train.schedule import lr_multiplier, momentum_at, weight_decay_multiplier
-
-Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Model(Protocol):
@@ -172,6 +171,8 @@ def _reduced(optimizer: MuonAdamW, runtime: Runtime) -> float:
 
 
 def to_device(rows: Rows, runtime: Runtime) -> Tensor:
-    """Rows (n, T) as a tensor where the model is; the copy overlaps with the CPU's work on a GPU."""
+    """Rows (n, T) as a tensor where the model is; the copy overlaps with the CPU's work on a GPU, or was started a step before."""
+    if isinstance(rows, SentRows) and rows.on_gpu is not None:
+        return rows.on_gpu.arrived()
     tensor = torch.from_numpy(rows)
     return tensor.pin_memory().to(runtime.device, non_blocking=True) if runtime.device.type == "cuda" else tensor.to(runtime.device)
