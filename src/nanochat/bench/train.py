@@ -17,10 +17,11 @@ from nanochat.bench.setup import Setup
 from nanochat.hardware import peak_flops
 from nanochat.model.compiling import CompiledGPT
 from nanochat.train.acceleration import accelerated
-from nanochat.train.update import Batches, Model, Rows, build_optimizer, make_update
+from nanochat.train.measure import TimedBatches
+from nanochat.train.update import Model, build_optimizer, make_update
 
 WARM_UP_STEPS = 2  # the first allocates the optimizer's state, the second meets memory that was used once
-PARTS = ("forward", "backward", "optimizer", "data")
+PARTS = ("forward", "backward", "optimizer")  # and data, which is read before them
 
 
 class PhaseClock:
@@ -74,20 +75,6 @@ class TimedModel:
         self._waiting -= 1
         if self._waiting == 0:
             self._clock.end("backward")
-
-
-class TimedBatches:
-    """Batches whose reading is timed."""
-
-    def __init__(self, batches: Batches, clock: PhaseClock) -> None:
-        self._batches, self._clock = batches, clock
-
-    def rows(self, step: int, positions: Sequence[int]) -> tuple[Rows, Rows]:
-        """As the batches' own."""
-        self._clock.begin()
-        found = self._batches.rows(step, positions)
-        self._clock.end("data")
-        return found
 
 
 def measure_training(setup: Setup, *, steps: int, started_s: float, sizes: Sequence[int] = GEMM_SIZES, compile_: str = "auto") -> dict[str, Any]:
@@ -164,7 +151,7 @@ def utilisation_of_products(flops: float, taken: Sequence[Taken], rivals: Sequen
 def phase_shares(setup: Setup, trained: Model, optimizer: Any, numbers: Sequence[int]) -> dict[str, float]:
     """Share of each part of an update, and of the rest: norms, clipping, the loss as a number."""
     clock = PhaseClock(setup.runtime.device)
-    model, batches = TimedModel(trained, clock), TimedBatches(setup.batches, clock)
+    model, batches = TimedModel(trained, clock), TimedBatches(setup.batches)
     own_step = optimizer.step
 
     def timed_step(norm: float | None = None) -> None:
@@ -181,5 +168,5 @@ def phase_shares(setup: Setup, trained: Model, optimizer: Any, numbers: Sequence
     finally:
         optimizer.step = own_step
         model.close()
-    shares = {part: seconds / whole for part, seconds in clock.seconds.items()}
+    shares = {part: seconds / whole for part, seconds in {**clock.seconds, "data": batches.seconds}.items()}
     return {**shares, "rest": max(0.0, 1 - sum(shares.values()))}
