@@ -77,7 +77,7 @@ class Generation(Iterator[Column]):
         draws = draws or [random.Random(f"{seed}/{sample}") for _ in prompts for sample in range(samples)]
         self.rows = [Row(len(kept), draws[prompt * samples + sample]) for prompt, (kept, _) in enumerate(fitted) for sample in range(samples)]
         self._active = list(range(len(self.rows)))  # rows of the cache, in order
-        self._cache, logits = engine.prefill([kept for kept, _ in fitted], room=max_new_tokens)
+        self._cache, logits = engine.prefill([kept for kept, _ in fitted], room=max_new_tokens, samples=samples)
         if samples > 1:
             copies = [prompt for prompt in range(len(prompts)) for _ in range(samples)]
             self._cache, logits = self._cache.select(copies), logits[copies]
@@ -161,8 +161,8 @@ class Engine:
         return head + prompt[len(prompt) - (room - len(head)) :], len(prompt) - room
 
     @torch.inference_mode()
-    def prefill(self, prompts: list[list[int]], *, room: int) -> tuple[KVCache, Tensor]:
-        """A cache that holds the prompts, with room for so many tokens more, and the logits (rows, V) of their next tokens."""
+    def prefill(self, prompts: list[list[int]], *, room: int, samples: int = 1) -> tuple[KVCache, Tensor]:
+        """A cache that holds the prompts, with room for so many tokens more, and the logits (rows, V) of the next ones; `samples`: how often each goes on."""
         lengths = [len(prompt) for prompt in prompts]
         ids = torch.tensor([prompt + [0] * (max(lengths) - len(prompt)) for prompt in prompts], device=self._device)
         cache = KVCache(self.model.config, len(prompts), capacity=max(lengths) + min(room, 256), device=self._device, dtype=self.model.dtype)
@@ -170,8 +170,9 @@ class Engine:
         cache.truncate(lengths)
         if not isinstance(self.model, GPT) or not Decoder.applies_to(self.model):
             self._decoder = None
-        elif self._decoder is None or self._decoder.is_outdated:
-            self._decoder = Decoder(self.model)
+        elif self._decoder is None or not self._decoder.suits(len(prompts) * samples):
+            self._decoder = None  # its copies go before others come
+            self._decoder = Decoder(self.model, len(prompts) * samples)
         return cache, self.model.logits(hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1])
 
     @torch.inference_mode()

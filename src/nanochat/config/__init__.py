@@ -10,9 +10,7 @@ from nanochat.config.schema import (
     MAX_VOCAB,
     MIN_VOCAB,
     NAME,
-    PHASES,
     SPECIAL_TOKENS,
-    STAGE_OF_PHASE,
     Architecture,
     BaseTrain,
     ChatRl,
@@ -62,6 +60,7 @@ from nanochat.config.subtrees import (
     tokenizer_config,
     tune_config,
 )
+from nanochat.names import PHASES, STAGE_OF_PHASE
 
 __all__ = [
     "HOUSEKEEPING",

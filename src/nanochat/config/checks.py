@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from nanochat.config.schema import NOT_A_RUN, NOT_A_SOURCE, Experiment, Run
+from nanochat.config.schema import NOT_A_SOURCE, Experiment, Run
 from nanochat.config.subtrees import evaluation_rows, resolve_base_train, stage_tasks
 from nanochat.data.sources import SOURCES
+from nanochat.names import NOT_A_RUN
 from nanochat.recipes import RECIPES
 from nanochat.tasks import TASKS
 

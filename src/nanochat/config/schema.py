@@ -5,14 +5,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nanochat.data.sources import EXPORT, SOURCES, Source, user_source
+from nanochat.names import PHASES, STAGE_OF_PHASE
 
 SPECIAL_TOKENS = 9  # <|bos|>, and start and end of user, assistant, python, output
 MIN_VOCAB = 256 + SPECIAL_TOKENS
 MAX_VOCAB = 1 << 32  # token shards hold uint16 up to 65,536 and uint32 above
-PHASES = ("base", "mid", "sft", "rl")
-STAGE_OF_PHASE = {"base": "base_train", "mid": "mid_train", "sft": "chat_sft", "rl": "chat_rl"}
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
-NOT_A_RUN = ("report", "text", "tokenizers", "tokens")  # folders of results/ that hold something else
 NOT_A_SOURCE = ("wheels",)  # folders of resources/ that hold something else
 # Housekeeping: keys that decide when something is shown, measured or saved, or how much memory it takes, and that no weight and (but for
 # rounding) no score depends on. They are handed to the stage and are no part of what it is: a change of them reruns and discards nothing.

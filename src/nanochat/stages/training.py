@@ -27,9 +27,9 @@ from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.rl.objective import Policy
 from nanochat.rl.rollouts import Rollouts
 from nanochat.runtime import Runtime, StopRequest, log, slurm_job_id
-from nanochat.stages.acceleration import accelerated, read_ahead
 from nanochat.stages.checkpoints import Checkpoints
 from nanochat.stages.samples import Sampler
+from nanochat.train.acceleration import accelerated, read_ahead
 from nanochat.train.batches import ConversationBatches, TextBatches
 from nanochat.train.host_memory import available_bytes
 from nanochat.train.loop import Counters, Scores, Settings, Trainer, Validation
@@ -346,7 +346,8 @@ def finish(
         "final_loss": counters.final_loss,
         "final_val_bpb": counters.val_bpb,
         "final_val_loss": counters.val_loss,
-        **dict(counts) | ({"bad_steps_skipped": counters.passed_over} if counters.passed_over else {}),
+        **counts,
+        **counters.bad_steps,
     }
     artifacts.write_manifest(work.manifest, **work.identity, outputs=outputs, optional=[OPTIMIZER], counts=results)
     speed = plan.batch_tokens * counters.step / counters.elapsed_s if counters.elapsed_s else 0.0

@@ -94,6 +94,12 @@ class Counters:
         """Exponential mean of the loss, unbiased from the first update on."""
         return self.smoothed / self.smoothed_weight if self.smoothed_weight else 0.0
 
+    @property
+    def bad_steps(self) -> dict[str, int]:
+        """What heartbeat and manifest say of bad steps: nothing where there were none."""
+        counts = {"bad_steps": self.non_finite_steps + self.spikes, "bad_steps_skipped": self.passed_over}
+        return {name: count for name, count in counts.items() if count}
+
     def add(self, update: Update, seconds: float) -> None:
         """Take one update into account."""
         self.step += 1
@@ -341,7 +347,8 @@ class Trainer:
     def _beat(self, phase: str) -> None:
         if self.heartbeat is not None:
             step, progress = self.counters.step, self.progress
-            self.heartbeat.beat(phase, step=step, steps=self.plan.steps, tokens_per_s=progress.tokens_per_s, eta_s=progress.eta_s(step))
+            speed = {"tokens_per_s": progress.tokens_per_s, "eta_s": progress.eta_s(step)}
+            self.heartbeat.beat(phase, step=step, steps=self.plan.steps, bad_steps=self.counters.bad_steps, **speed)
 
     # --- resume state ------------------------------------------------------------------------------------------------
 
