@@ -12,6 +12,7 @@ import sys
 
 from nanochat import __version__, progress
 from nanochat.errors import Stopped, UserError
+from nanochat.launch.flags import read_launch_flags
 from nanochat.launch.supervisor import supervise
 from nanochat.runtime import let_threads_sleep, own_rank, under_torchrun
 
@@ -36,6 +37,7 @@ VERBS = {
     "chat": ("nanochat.serve.terminal", "talk to a finished phase of a run"),
 }
 SUPERVISED = ("base_train", "mid_train", "chat_sft")  # run as ranks below a supervisor
+SHARED_OUT = ("evaluate",)  # likewise, where there is more than one rank: most evaluations are short, and a supervisor is one more process to start
 # They only print: a reader that leaves, as head does, ends them in silence
 SPEAKERS = ("bench", "data", "plan", "preflight", "ranks", "status", "runs", "watch")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -62,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"{verb!r}: no such verb; choose one of {', '.join(VERBS)}")
     let_threads_sleep()
     try:
-        if verb in SUPERVISED and not under_torchrun() and not {"-h", "--help"} & set(arguments):
+        if not under_torchrun() and not {"-h", "--help"} & set(arguments) and _has_ranks(verb, arguments[1:]):
             sys.exit(supervise(verb, arguments[1:]))
         progress.attach()
         progress.enter("import")
@@ -92,6 +94,10 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"{why}; lower micro_batch_rows or batch_rows, or the size of the model, or take a larger machine")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _has_ranks(verb: str, arguments: list[str]) -> bool:
+    return verb in SUPERVISED or (verb in SHARED_OUT and read_launch_flags(verb, arguments).ranks > 1)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -319,6 +319,9 @@ class TaskSettings(Section):
     max_new_tokens: PositiveInt = 256
     batch_rows: PositiveInt = 16  # rows per forward pass; a change of it reruns nothing
     seed: Seed = 0
+    samples: PositiveInt | None = None  # so many more answers to each row, drawn with chance, for pass@k; the score stays that of the greedy answer
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # of the samples
+    top_k: PositiveInt | None = None  # of the samples: draw among so many tokens; absent: all
 
 
 class Run(Section):

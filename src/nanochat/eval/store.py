@@ -29,7 +29,12 @@ class AnswerStore:
         self.known: dict[str, dict[str, Any]] = {}
         self._file = -1
         self._waiting, self._flushed = 0, time.monotonic()
-        for file in sorted(self.path.parent.glob(f"{name}.*.jsonl")):
+        self.reread()
+
+    def reread(self) -> None:
+        """Learn what other ranks have added."""
+        self.damaged = 0
+        for file in sorted(self.path.parent.glob(f"{self.path.name.split('.')[0]}.*.jsonl")):
             for key, value in self._read(file).items():
                 self.known.setdefault(key, value)
 
