@@ -33,13 +33,14 @@ VERBS = {
     "bench": ("nanochat.bench.command", "how fast this machine trains, generates and prepares data"),
     "status": ("nanochat.status.status", "what every run is doing"),
     "runs": ("nanochat.status.runs", "what every attempt of every run cost"),
+    "compare": ("nanochat.stages.compare", "whether one of two models is better, on the rows that both answered"),
     "watch": ("nanochat.watch.command", "the curves of runs in the terminal, while they train"),
     "chat": ("nanochat.serve.terminal", "talk to a finished phase of a run"),
 }
 SUPERVISED = ("base_train", "mid_train", "chat_sft")  # run as ranks below a supervisor
 SHARED_OUT = ("evaluate",)  # likewise, where there is more than one rank: most evaluations are short, and a supervisor is one more process to start
 # They only print: a reader that leaves, as head does, ends them in silence
-SPEAKERS = ("bench", "data", "plan", "preflight", "ranks", "status", "runs", "watch")
+SPEAKERS = ("bench", "compare", "data", "plan", "preflight", "ranks", "status", "runs", "watch")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 WRONG_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 EXIT_USER_ERROR = 2

@@ -29,6 +29,8 @@ def bootstrap_means(values: Sequence[float], weights: Sequence[float] | None = N
     if len(given) == 0:
         raise ValueError("values: none, no mean to be sure of")
     weight = np.ones_like(given) if weights is None else np.asarray(weights, dtype=np.float64)
+    if (weight <= 0).any():
+        raise ValueError(f"weights: {weight.min():g} among them; rows without weight are left out before")
     weighted = given * weight
     draws, means = np.random.RandomState(seed % (1 << 32)), np.empty(resamples)
     for number in range(resamples):
