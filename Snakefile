@@ -129,6 +129,7 @@ include: "rules/base_train.smk"
 include: "rules/mid_train.smk"
 include: "rules/chat_sft.smk"
 include: "rules/evaluate.smk"
+include: "rules/contamination.smk"
 include: "rules/report.smk"
 
 refuse_unknown_rules()

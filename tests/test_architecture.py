@@ -52,7 +52,7 @@ WITHOUT_TORCH = (
     *("nanochat.report", "nanochat.stages.report", "nanochat.stages.fetch", "nanochat.stages.prepare", "nanochat.stages.tokenizer"),
     "nanochat.stages.tokenize",
     *("nanochat.preflight", "nanochat.stages.preflight"),
-    *("nanochat.eval.chatcore", "nanochat.eval.paired", "nanochat.stages.compare"),
+    *("nanochat.eval.chatcore", "nanochat.eval.paired", "nanochat.stages.compare", "nanochat.stages.contamination"),
 )
 ENVIRONMENT_READERS = {"nanochat.runtime"}  # the one module that may look at the environment
 

@@ -26,6 +26,7 @@ VERBS = {
     "mid_train": ("nanochat.stages.mid_train", "go on with conversations, loss on every token"),
     "chat_sft": ("nanochat.stages.chat_sft", "fine-tune on the assistant's tokens"),
     "evaluate": ("nanochat.stages.evaluate", "score one model on one task"),
+    "contamination": ("nanochat.stages.contamination", "how much of each evaluation stands in the training text"),
     "report": ("nanochat.stages.report", "write the report from JSON files"),
     "data": ("nanochat.inventory.command", "list, fetch, verify, pack, unpack, show and clear away what runs read"),
     "plan": ("nanochat.plan.command", "say what a run would do and cost, before anything is spent"),

@@ -12,7 +12,7 @@ MAX_VOCAB = 1 << 32  # token shards hold uint16 up to 65,536 and uint32 above
 PHASES = ("base", "mid", "sft", "rl")
 STAGE_OF_PHASE = {"base": "base_train", "mid": "mid_train", "sft": "chat_sft", "rl": "chat_rl"}
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
-NOT_A_RUN = ("report", "text", "tokenizers", "tokens")  # folders of results/ that hold something else
+NOT_A_RUN = ("contamination", "report", "text", "tokenizers", "tokens")  # folders of results/ that hold something else
 NOT_A_SOURCE = ("wheels",)  # folders of resources/ that hold something else
 # Housekeeping: keys that decide when something is shown, measured or saved, or how much memory it takes, and that no weight and (but for
 # rounding) no score depends on. They are handed to the stage and are no part of what it is: a change of them reruns and discards nothing.
@@ -348,6 +348,7 @@ class Report(Section):
     title: str = "nanochat report"
     runs: list[str] = []  # absent: every run
     gpu_hour_price: Rate = 0.0  # money per GPU and hour; 0: known cards by their usual price
+    contamination: bool = False  # count the evaluation items that share 13 words with the training text; reads all of it once more
 
 
 class Experiment(Section):

@@ -32,6 +32,7 @@ def parser() -> StageParser:
         ("tokens", "manifests of token chunks"),
         ("sources", "manifests of fetched sources"),
         ("text", "manifests of prepared text"),
+        ("contamination", "tables of evaluation items that occur in the text of a corpus"),
     ):
         flags.add_argument(f"--{name}", type=Path, nargs="*", default=[], metavar="FILE", help=what)
     flags.add_argument("--markdown", type=Path, required=True, metavar="OUT", help="report.md to write")
