@@ -16,6 +16,7 @@ from eval_workshop import Workshop, result_of
 from task_rows import GSM, HUMAN, MC
 
 from nanochat.artifacts import write_manifest
+from nanochat.errors import UserError
 from nanochat.eval import generative
 from nanochat.eval.answering import key_of
 from nanochat.stages import evaluate
@@ -73,8 +74,10 @@ def test_a_killed_evaluation_loses_no_answer_that_was_complete_and_ends_with_the
     ended = workshop.score(config)
     assert reused(ended) == kept
     (tmp_path / "other").mkdir()
-    whole = Workshop(tmp_path / "other").score(config)
+    other = Workshop(tmp_path / "other")
+    whole = other.score(config)
     assert reused(whole) == 0 and result_of(ended) == result_of(whole)
+    assert items(workshop, "arithmetic") == items(other, "arithmetic")
 
 
 def test_a_repeated_evaluation_asks_the_model_nothing(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +226,20 @@ def test_a_row_is_known_by_all_that_its_grade_depends_on(tmp_path: Path) -> None
     assert len({key_of(sums, index) for index in range(50)}) > 45
 
 
+def test_a_model_without_its_tokenizer_is_one_sentence(workshop: Workshop) -> None:
+    described = workshop.folder / "model" / "model.json"
+    content = json.loads(described.read_text())
+    del content["tokenizer_sha256"]
+    described.write_text(json.dumps(content))
+    write_manifest(workshop.model_manifest, stage="chat_sft", config={}, inputs={}, outputs=["model.safetensors", "model.json"], counts={})
+    with pytest.raises(UserError, match="not the tokenizer that"):
+        workshop.score(SUMS)
+    workshop.tokenizer_manifest.unlink()
+    with pytest.raises(UserError, match=r"tokenizer/manifest.json: no such file; run the stage that makes it"):
+        workshop.score(SUMS)
+
+
 def test_samples_of_letters_are_refused(workshop: Workshop) -> None:
     choices = fetched(workshop.folder / "arc", "arc_easy", [MC])
-    with pytest.raises(evaluate.UserError, match="samples=3: task arc_easy"):
+    with pytest.raises(UserError, match="samples=3: task arc_easy"):
         workshop.score({"task": "arc_easy", "samples": 3}, "--data", choices)
