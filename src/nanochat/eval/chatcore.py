@@ -21,6 +21,7 @@ class ChatCore:
     value: float | None
     interval: Interval | None
     why: str
+    lacking: tuple[str, ...] = ()  # tasks without a score
 
 
 def centred(score: float, baseline: float) -> float:
@@ -48,7 +49,7 @@ def chatcore(name: str, scores: Mapping[str, tuple[float | None, Interval | None
         if interval is not None:
             limits.append((centred(interval[0], baseline), centred(interval[1], baseline)))
     if lacking:
-        return ChatCore(None, None, "none of its tasks was scored" if len(lacking) == len(tasks) else f"no score of {', '.join(lacking)}")
+        return ChatCore(None, None, "none of its tasks was scored" if len(lacking) == len(tasks) else f"no score of {', '.join(lacking)}", tuple(lacking))
     value = sum(values) / len(values)
     if len(limits) < len(values):
         return ChatCore(value, None, "")
