@@ -1,4 +1,4 @@
-"""One experiment as files: fetch (-> prepare) -> tokenizer -> tokenize -> base_train -> mid_train -> chat_sft -> evaluate -> report.
+"""One experiment as files: fetch (-> prepare) -> tokenizer -> tokenize -> base_train -> mid_train -> chat_sft (-> chat_rl) -> evaluate -> report.
 
     snakemake --cores all                                       the experiment of ./config.yaml, every run and its report
     snakemake --cores all --configfile configs/laptop.yaml      another experiment
@@ -41,6 +41,7 @@ localrules:
     base,
     mid,
     sft,
+    rl,
     evaluate,
     report,
 
@@ -61,7 +62,7 @@ onstart:
 rule all:
     """The weights of every phase of every run, their scores, and the report."""
     input:
-        weights=every_weights("base", "mid", "sft"),
+        weights=every_weights("base", "mid", "sft", "rl"),
         scores=every_score(EXPERIMENT.runs),
         report="results/report/report.html",
         preflight=PREFLIGHT,
@@ -106,6 +107,13 @@ rule sft:
         every_weights("sft"),
 
 
+rule rl:
+    """The chat models after reinforcement learning, of the runs that have it."""
+    input:
+        PREFLIGHT,
+        every_weights("rl"),
+
+
 rule evaluate:
     """Every score of every run."""
     input:
@@ -128,6 +136,7 @@ include: "rules/preflight.smk"
 include: "rules/base_train.smk"
 include: "rules/mid_train.smk"
 include: "rules/chat_sft.smk"
+include: "rules/chat_rl.smk"
 include: "rules/evaluate.smk"
 include: "rules/contamination.smk"
 include: "rules/report.smk"

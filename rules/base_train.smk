@@ -16,7 +16,12 @@ rule base_train:
         weights="results/{run}/base_train/model.safetensors",
         description="results/{run}/base_train/model.json",
         optimizer="results/{run}/base_train/optimizer.safetensors",
-        manifest="results/{run}/base_train/manifest.json",
+        manifest=report(
+            "results/{run}/base_train/manifest.json",
+            caption="../reports/model.rst",
+            category="Models",
+            labels={"run": "{run}", "stage": "base_train"},
+        ),
     params:
         identity=lambda wildcards: canonical_json(experiments.identity(base_train_config(wildcards.run))),
         # what follows from outputs is not compared by snakemake: housekeeping is handed on and reruns nothing

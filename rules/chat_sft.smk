@@ -22,7 +22,12 @@ rule chat_sft:
     output:
         weights="results/{run}/chat_sft/model.safetensors",
         description="results/{run}/chat_sft/model.json",
-        manifest="results/{run}/chat_sft/manifest.json",
+        manifest=report(
+            "results/{run}/chat_sft/manifest.json",
+            caption="../reports/model.rst",
+            category="Models",
+            labels={"run": "{run}", "stage": "chat_sft"},
+        ),
     params:
         identity=lambda wildcards: canonical_json(experiments.identity(experiments.tune_config(EXPERIMENT.runs[wildcards.run], "chat_sft"))),
         # what follows from outputs is not compared by snakemake: housekeeping is handed on and reruns nothing

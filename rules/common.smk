@@ -146,9 +146,8 @@ def base_train_config(run: str) -> dict:
 
 
 def tuning_data(run, stage: str) -> list[str]:
-    """Fetched manifests that the mixture of mid_train or chat_sft reads."""
-    tune = getattr(run, stage)
-    sources = (source for item in [*tune.mixture, *tune.validation] for source in experiments.task_sources(item.task, item.split, item.source))
+    """Fetched manifests that mid_train, chat_sft or chat_rl reads."""
+    sources = (source for use in experiments.stage_tasks(run, stage) for source in experiments.task_sources(*use))
     return [fetched(source) for source in unique(sources)]
 
 

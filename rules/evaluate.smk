@@ -17,7 +17,12 @@ rule evaluate_task:
         tokens=lambda wildcards: validation_tokens(wildcards, "manifest.json"),
         rows=lambda wildcards: ancient(validation_tokens(wildcards, "tokens.bin")),
     output:
-        score="results/{run}/scores/{phase}/{task}.json",
+        score=report(
+            "results/{run}/scores/{phase}/{task}.json",
+            caption="../reports/score.rst",
+            category="Scores",
+            labels={"run": "{run}", "phase": "{phase}", "task": "{task}"},
+        ),
     params:
         identity=lambda wildcards: canonical_json(experiments.identity(experiments.evaluate_config(EXPERIMENT.runs[wildcards.run], wildcards.task))),
         # what follows from outputs is not compared by snakemake: housekeeping is handed on and reruns nothing

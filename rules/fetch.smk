@@ -14,7 +14,12 @@ localrules:
 rule fetch_part:
     """Fetch and check one part: all of a source, or a chunk of one that comes in shards."""
     output:
-        manifest="resources/{source}/{part}/manifest.json",
+        manifest=report(
+            "resources/{source}/{part}/manifest.json",
+            caption="../reports/source.rst",
+            category="Data",
+            labels={"source": "{source}", "part": "{part}"},
+        ),
     params:
         config=lambda wildcards: canonical_json(experiments.fetch_config(EXPERIMENT, wildcards.source, wildcards.part)),
     wildcard_constraints:

@@ -23,7 +23,12 @@ rule mid_train:
         weights="results/{run}/mid_train/model.safetensors",
         description="results/{run}/mid_train/model.json",
         optimizer="results/{run}/mid_train/optimizer.safetensors",
-        manifest="results/{run}/mid_train/manifest.json",
+        manifest=report(
+            "results/{run}/mid_train/manifest.json",
+            caption="../reports/model.rst",
+            category="Models",
+            labels={"run": "{run}", "stage": "mid_train"},
+        ),
     params:
         identity=lambda wildcards: canonical_json(experiments.identity(experiments.tune_config(EXPERIMENT.runs[wildcards.run], "mid_train"))),
         # what follows from outputs is not compared by snakemake: housekeeping is handed on and reruns nothing

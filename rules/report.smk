@@ -16,8 +16,8 @@ rule report_write:
         text=prepared_text(reported_runs()),
         contamination=overlap_tables(),
     output:
-        markdown=report("results/report/report.md", category="Report"),
-        html=report("results/report/report.html", category="Report"),
+        markdown=report("results/report/report.md", caption="../reports/report.rst", category="Report", labels={"format": "Markdown"}),
+        html=report("results/report/report.html", caption="../reports/report.rst", category="Report", labels={"format": "HTML"}),
     params:
         config=canonical_json(experiments.dump(EXPERIMENT.report)),
     log:

@@ -13,7 +13,12 @@ rule tokenizer_train:
     output:
         tokenizer="results/tokenizers/{tokenizer}/tokenizer.json",
         token_bytes="results/tokenizers/{tokenizer}/token_bytes.json",
-        evaluation="results/tokenizers/{tokenizer}/evaluation.json",
+        evaluation=report(
+            "results/tokenizers/{tokenizer}/evaluation.json",
+            caption="../reports/tokenizer.rst",
+            category="Tokenizers",
+            labels={"tokenizer": "{tokenizer}"},
+        ),
         manifest="results/tokenizers/{tokenizer}/manifest.json",
     params:
         config=lambda wildcards: canonical_json(experiments.tokenizer_config(EXPERIMENT, wildcards.tokenizer)),

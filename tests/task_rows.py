@@ -25,7 +25,7 @@ HELD = {"messages": [{"role": "user", "content": "who are you PLEASE"}, {"role":
 ROWS: dict[str, list[dict[str, Any]]] = {
     **dict.fromkeys(("arc_easy", "arc_challenge", "mmlu", "openbookqa", "commonsense_qa", "mmlu_auxiliary_hf"), [MC] * 3),
     "gsm8k": [GSM],
-    "gsm8k_hf": [GSM],
+    "gsm8k_hf": [GSM, GSM],  # one of two is held back from reinforcement learning
     "humaneval": [HUMAN],
     "word_list": [{"word": word} for word in WORDS],
     **{source: [CHAT, HELD] for source in ("identity_questions", "chitchat", "smoltalk_hf")},

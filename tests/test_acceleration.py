@@ -1,7 +1,10 @@
 """Speed and memory on a GPU, as far as a CPU can tell: recomputed blocks, compiled blocks, windows, eight bits, rows read ahead."""
 
+import contextlib
+import dataclasses
 import gc
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,8 +21,10 @@ from nanochat.model import fp8
 from nanochat.model.compiling import CompiledGPT, problem_of
 from nanochat.model.gpt import GPT
 from nanochat.model.windows import FlexWindows, choose
-from nanochat.stages.acceleration import accelerated, is_compiled
+from nanochat.train.acceleration import accelerated, is_compiled
+from nanochat.train.copies import Sender
 from nanochat.train.prefetch import Prefetched
+from nanochat.train.update import to_device
 
 WINDOWED = {"window_pattern": "SL", "sequence_len": 160, "kv_heads": 2}
 
@@ -186,6 +191,66 @@ def test_rows_read_ahead_are_the_same_in_the_same_order() -> None:
     assert max(step for step, _ in source.seen) == 3, "nothing beyond the end"
     assert [entry for entry in asked if entry not in source.seen] == []
     assert source.seen.count((1, [0, 1, 2, 3])) == 1, "read once, a step before"
+
+
+class Streams:
+    """Stands for torch.cuda where there is none: notes what is asked of it, in order."""
+
+    def __init__(self) -> None:
+        self.said: list[Any] = []
+        self.inside: list[str] = []
+        self.Stream = lambda device: Named("copies", self)
+        self.Event = lambda: Named("event", self)
+
+    def current_stream(self, device: torch.device) -> "Named":
+        return Named("computing", self)
+
+    @contextlib.contextmanager
+    def stream(self, named: "Named") -> Iterator[None]:
+        self.inside.append(named.name)
+        yield
+        self.inside.pop()
+
+
+class Named:
+    """A stream or an event of it."""
+
+    def __init__(self, name: str, streams: Streams) -> None:
+        self.name, self.streams = name, streams
+
+    def record(self, stream: "Named") -> None:
+        self.streams.said.append(("recorded on", stream.name, "inside", *self.streams.inside))
+
+    def wait_event(self, event: "Named") -> None:
+        self.streams.said.append((self.name, "waits for", event.name))
+
+
+def test_rows_read_ahead_are_copied_on_a_stream_of_their_own_and_waited_for_by_who_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams, kept = Streams(), []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: kept.append(stream.name))
+    source = Counted(*random_rows())
+    ahead = Prefetched(source, steps=2, send=Sender(torch.device("cpu"), streams).send)
+    inputs, targets = ahead.rows(0, [0, 1])
+    plain = Counted(*random_rows()).rows(0, [0, 1])
+    assert np.array_equal(inputs, plain[0]) and int((targets >= 0).sum()) == int((plain[1] >= 0).sum())
+    ahead.rows(1, [0, 1])  # all copies of both steps are started by now
+    assert streams.said == [("recorded on", "copies", "inside", "copies")] * 4 and kept == []
+    tensor = to_device(inputs, CPU)
+    assert torch.equal(tensor, torch.from_numpy(plain[0])) and tensor is inputs.on_gpu.tensor
+    assert streams.said[4:] == [("computing", "waits for", "event")] and kept == ["computing"]
+    assert torch.equal(to_device(inputs[:1], CPU), torch.from_numpy(plain[0][:1])) and len(streams.said) == 5, "a part of rows has no copy"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_rows_read_ahead_arrive_on_a_gpu() -> None:
+    device = torch.device("cuda", 0)
+    source, plain = Counted(*random_rows()), Counted(*random_rows())
+    ahead = Prefetched(source, steps=4, send=Sender(device).send)
+    for step in range(4):
+        for found, expected in zip(ahead.rows(step, [0, 1, 2]), plain.rows(step, [0, 1, 2]), strict=True):
+            assert torch.equal(to_device(found, dataclasses.replace(CPU, device=device)).cpu(), torch.from_numpy(expected))
 
 
 def test_utilisation_is_of_the_right_peak_or_of_none() -> None:

@@ -140,6 +140,8 @@ def test_a_loss_that_is_not_finite_stops_with_its_rows_and_the_state_goes_on_whe
     whole = trainer(tmp_path / "whole", manifest, skip)
     assert same(whole.run(), counters) and not differing(whole.states[-1], going_on.states[-1])
     assert (counters.step, counters.passed_over, counters.non_finite_steps, counters.spikes) == (STEPS, 1, 1, 0)
+    beat = json.loads((tmp_path / "out" / "heartbeat.json").read_text())
+    assert (beat["bad_steps"], beat["bad_steps_skipped"]) == (1, 1) == tuple(counters.bad_steps.values())
     assert not differing(whole.states[ODD_STEP - 2], whole.states[ODD_STEP - 1]), "neither weights nor optimizer know of the step"
     assert differing(whole.states[ODD_STEP - 1], whole.states[ODD_STEP])
     assert [(line["step"], line["action"]) for line in bad_lines(tmp_path / "whole")] == [(ODD_STEP, "skipped")]

@@ -66,7 +66,11 @@ def test_training_figures_fit_together_and_the_model_really_learns() -> None:
     assert 0 < found["first_step"]["update_s"] <= found["first_step"]["since_process_start_s"] < elapsed_s
     assert found["peak_memory"]["process_bytes"] > 50e6
     assert not torch.equal(before, setup.model.head.weight)
-    assert len(lines(found)) == 8
+    assert len(lines(found)) == 10
+    assert not found["compiled"] and "not counted" not in "".join(lines(found))
+    # by hand: weights, gradients and one moment or two of all parameters are held, and a process with torch
+    parameters = found["setup"]["parameters"]
+    assert 300 << 20 < found["estimated_memory_bytes"] - 4 * 4 * parameters < 400 << 20
     json.dumps(found)
 
 
@@ -121,6 +125,18 @@ def test_a_known_card_has_a_peak_and_an_unknown_one_a_reason(name: str, peak: fl
 def test_a_summary_is_that_of_the_middle() -> None:
     assert summary([4.0, 1.0, 3.0, 2.0, 5.0]) == {"median": 3.0, "best": 5.0, "worst": 1.0, "middle_half": [2.0, 4.0], "measurements": 5}
     assert summary([7.0])["middle_half"] == [7.0, 7.0]
+
+
+def test_blocks_are_compiled_and_recomputed_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler itself takes a minute of a CPU: here it gives back what it was handed."""
+    handed: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: handed.append(function) or (lambda ids: function(ids)))
+    monkeypatch.setattr("nanochat.model.compiling.problem_of", lambda device: None)
+    setup = tiny(overrides=[*TINY, "recompute=blocks"])
+    found = measure_training(setup, steps=1, started_s=time.time(), sizes=(64,), compile_="on")
+    assert handed == [setup.model.hidden] and found["compiled"] and setup.model.recompute
+    assert any(line.startswith("blocks") and line.endswith("compiled, recompute: blocks") for line in lines(found))
+    assert "neither is counted" in "".join(lines(found))
 
 
 # --- infer -----------------------------------------------------------------------------------------------------------
@@ -191,6 +207,8 @@ def test_the_command_prints_lines_or_json(capsys: pytest.CaptureFixture[str]) ->
         (["train", "--vocab-size", "100"], "--vocab-size=100: give a number from 265"),
         (["train", "--sequence-len", "4"], "--sequence-len=4: give a number from 16"),
         (["train", "--steps", "many"], "--steps: 'many' is not a whole number above 0"),
+        (["train", "--compile", "maybe"], "--compile: invalid choice: 'maybe'"),
+        (["train", "--override", "fp8=true"], "fp8=true: a CPU has no units for eight-bit products"),
         (["infer", "--new-tokens", "300", "--depth", "1"], "--new-tokens=300: give 2 at least, and at most half of --sequence-len 512"),
         (["infer", "--new-tokens", "200", "--prompt-tokens", "400", "--depth", "1"], "give at most 312"),
         (["infer", "--temperature", "-1"], "--temperature: '-1' is not a number from 0"),

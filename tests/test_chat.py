@@ -18,10 +18,13 @@ import pytest
 import torch
 import warm
 from safetensors.torch import load_file, save_file
-from training_lab import Lab, fetched_rows, run
+from training_lab import Lab, fetched_rows, metrics, run
 
-from nanochat.artifacts import describe_files
+from nanochat.artifacts import describe_files, sha256_file
+from nanochat.errors import UserError
+from nanochat.model.weights import load_model
 from nanochat.serve.terminal import printable
+from nanochat.stages import evaluate
 
 CALL = [
     {"type": "text", "text": "12*7="},
@@ -40,7 +43,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lab, results = Lab.make(folder / "lab"), folder / "results"
     shutil.copytree(lab.tokenizer.parent, results / "tokenizers" / "lab")
     base, sft = results / "tiny" / "base_train", results / "tiny" / "chat_sft"
-    run(lab.base(base, validate_every=0, save_every_s=600, keep={"every": 10, "last": 1}))
+    run(lab.base(base, validate_every=20, validation_rows=8, save_every_s=600, keep={"every": 10, "last": 1}))
     rows = [{"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]} for question, answer in LEARNT]
     chats = fetched_rows(folder / "learnt", "chitchat", rows)
     mixture = [{"task": "chitchat", "epochs": 250}]
@@ -92,6 +95,27 @@ def test_a_model_kept_on_the_way_is_named_by_its_manifest(results: Path) -> None
     done = chat(results, "--model", str(kept / "manifest.json"), "-p", "The", "-t", "0")
     assert done.stdout.strip() and str(kept) in done.stderr
     assert "give one of them" in chat(results, "--model", str(kept / "manifest.json"), "-i", "sft", "-p", "The", code=2).stderr
+
+
+def test_a_model_kept_on_the_way_is_scored_as_its_training_scored_it(results: Path, tmp_path: Path) -> None:
+    [kept] = (results / "tiny" / "base_train" / "checkpoints").iterdir()
+    tokens = results.parent / "lab" / "validation_rows" / "manifest.json"
+    files = ["--tokenizer", str(results / "tokenizers" / "lab" / "manifest.json"), "--tokens", str(tokens), "--score", str(tmp_path / "score.json")]
+    evaluate.main(["--config", '{"task": "bpb", "limit": 8}', "--model", str(kept / "manifest.json"), *files, "--device", "cpu"])
+    score = json.loads((tmp_path / "score.json").read_text())
+    validated = {line["step"]: line["val_bpb"] for line in metrics(kept.parent.parent) if "val_bpb" in line}
+    assert score["score"] == pytest.approx(validated[20], rel=1e-5) and abs(validated[20] - validated[24]) > 1e-3
+    assert score["model_sha256"] == sha256_file(kept / "model.safetensors")
+
+
+def test_a_kept_model_that_cannot_be_read_is_one_sentence_with_a_cure_that_helps(results: Path, tmp_path: Path) -> None:
+    [kept] = (results / "tiny" / "base_train" / "checkpoints").iterdir()
+    with pytest.raises(UserError, match=re.escape(f"{kept}: a folder; give a manifest in it, such as {kept / 'manifest.json'}")):
+        load_model(kept)
+    damaged = shutil.copytree(kept, tmp_path / "checkpoints" / kept.name)
+    (damaged / "model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(UserError, match=re.escape(f"; delete {damaged} and take another")):
+        load_model(damaged / "manifest.json")
 
 
 def test_a_long_conversation_drops_its_oldest_turns_and_says_so_once(results: Path) -> None:

@@ -133,7 +133,7 @@ def sections(section: type[BaseModel], path: str = "") -> list[tuple[str, type[B
     found = [(path, section)]
     for key, field in section.model_fields.items():
         for inner in [kind for kind in _types(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]:
-            name = f".{names[key]}" if key in names else ".0" if key in ("mixture", "validation") else ""
+            name = f".{names[key]}" if key in names else ".0" if key in ("mixture", "validation", "tasks") else ""
             found += sections(inner, f"{path}.{key}{name}".removeprefix("."))
     return found
 
@@ -156,10 +156,11 @@ def test_every_section_with_a_count_was_found() -> None:
 def test_a_whole_number_is_a_whole_number(path: str, value: object) -> None:
     content = copy.deepcopy(EXPERIMENT)
     content["runs"]["tiny"]["mid_train"] = {"mixture": [{"task": "arithmetic"}]}
+    content["runs"]["tiny"]["chat_rl"] = {"tasks": [{"task": "arithmetic"}]}
     *parents, last = path.split(".")
     place: Any = content
     for name in parents:
-        new: Any = [{"task": "arithmetic"}] if name in ("mixture", "validation") else {}
+        new: Any = [{"task": "arithmetic"}] if name in ("mixture", "validation", "tasks") else {}
         place = place[int(name)] if isinstance(place, list) else place.setdefault(name, new)
     place[last] = value
     with pytest.raises(UserError) as caught:

@@ -85,7 +85,7 @@ def test_asking_for_more_shards_changes_no_chunk_that_is_there() -> None:
 
 def test_a_profile_holds_no_value_of_an_experiment() -> None:
     experiment_words = set(config.Run.model_fields) | set(config.BaseTrain.model_fields) | set(config.Tune.model_fields) | set(config.Corpus.model_fields)
-    stages = {"base_train", "mid_train", "chat_sft"}  # rule names
+    stages = {"base_train", "mid_train", "chat_sft", "chat_rl"}  # rule names
     for path in PROFILES:
         assert not every_key(yaml.safe_load(path.read_text(encoding="utf-8"))) & (experiment_words - stages), path
 

@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-from training_lab import PARAGRAPHS, Lab, chat, fetched_rows
+from training_lab import PARAGRAPHS, Lab, chat, fetched, fetched_rows
 
-from nanochat.artifacts import Provenance, write_json
+from nanochat.artifacts import Provenance, write_json, write_manifest
 from nanochat.data.rows import TokenRows
 from nanochat.errors import UserError
 from nanochat.inventory import command, show
+from nanochat.stages import tokenize
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.conversations import pack_mixture, render_mixture
 
@@ -41,7 +44,8 @@ def test_rows_of_a_training_are_its_documents_with_chunk_and_source(lab: Lab, tm
     started(monkeypatch, lab.tokens[0].parent, "tokenize", ["tokenize", "--text", str(text / "manifest.json"), "--tokenizer", str(lab.tokenizer)])
     count = len(TokenRows(lab.tokens[:1], "train"))
     first, again = show.rows(out, [5, count + 5])
-    assert first.documents == again.documents and (first.row, again.row) == (5, count + 5)
+    assert first.documents == tuple(replace(document, file="train-00000.parquet") for document in again.documents)  # the copy names no text
+    assert (first.row, again.row) == (5, count + 5)
     assert first.origin == f"row 5 of {lab.tokens[0].parent}, text of {text}: train-00000.parquet"
     assert again.origin.startswith(f"row 5 of {lab.tokens[1].parent}")
     assert sum(document.tokens for document in first.documents) == 65 and sum(document.learnt for document in first.documents) == 64
@@ -59,6 +63,29 @@ def test_rows_of_a_chunk_of_tokens_are_counted_within_it(lab: Lab, monkeypatch: 
     said = capsys.readouterr().out
     assert said.startswith(f"=== row 3: row 3 of {folder}\n--- 1 of {len(found[1]['documents'])}: ")
     assert all(document["text"] in said for document in found[1]["documents"])
+
+
+def test_each_document_of_a_chunk_of_several_shards_is_said_with_its_shard(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two shards have texts of their own, in several row groups; documents longer than a row are cut in the middle of characters."""
+    texts = {f"train-{shard:05d}.parquet": [f"{name} {n} " + "\u20ac" * n for n in range(1, 90)] for shard, name in enumerate(["apple", "pear"])}
+    text, chunk = fetched(tmp_path / "text", texts), tmp_path / "tokens" / "fruit" / "manifest.json"
+    for file in texts:
+        pq.write_table(pq.read_table(text.parent / file), text.parent / file, row_group_size=8)
+    outputs = [text.parent / file for file in texts]
+    write_manifest(text, stage="fetch", config={"source": "fruit"}, inputs={}, outputs=[file.name for file in outputs], counts={})
+    arguments = ["--config", '{"sequence_len": 64, "split": "train"}', "--text", str(text), "--tokenizer", str(lab.tokenizer), "--manifest", str(chunk)]
+    monkeypatch.setattr("sys.argv", ["nanochat", "tokenize", *arguments])
+    tokenize.main(arguments)
+    count = len(TokenRows([chunk], "train"))
+    documents = [document for row in show.rows(chunk.parent, range(count)) for document in row.documents]
+    for fruit, file in (("apple", "train-00000.parquet"), ("pear", "train-00001.parquet")):
+        named = [document for document in documents if fruit in document.text]
+        assert len(named) > 50 and {document.file for document in named} == {file}
+    cut = [document for document in documents if document.text.endswith("\ufffd")]
+    assert cut and all(document.file for document in cut if document.text.strip("\ufffd"))
+    assert ", of train-0000" in "\n".join(show.rows(chunk.parent, [0])[0].lines())
+    write_json(text, {"made": "again"})
+    assert all(document.file is None for document in show.rows(chunk.parent, [0])[0].documents), "other text by now"
 
 
 def test_packed_conversations_are_shown_with_what_is_learnt_while_they_are_there(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from model_cases import OFF, ON, config, shaken, some_ids
 from nanochat.engine import Engine, TextStream, sample_tokens
 from nanochat.model.cache import KVCache
 from nanochat.model.config import ModelConfig
-from nanochat.model.decode import Decoder
+from nanochat.model.decode import Decoder, added_product, arranged, product
 from nanochat.model.gpt import GPT
 from nanochat.recipes import RECIPES
 
@@ -202,15 +202,15 @@ def test_a_stream_emits_whole_characters_only() -> None:
 @pytest.mark.parametrize(
     "variant", [{}, {"kv_heads": 2}, {"kv_heads": 1, "window_pattern": "SSL", "sequence_len": 600}, {"qk_norm": False, "depth": 2}, {"features": OFF}]
 )
-@pytest.mark.parametrize("lengths", [[5], [4, 4, 4], [3, 140, 1, 9]])
-def test_decoding_equals_the_model_called_with_a_cache(variant: dict[str, Any], lengths: list[int]) -> None:
+@pytest.mark.parametrize(("lengths", "made_for"), [([5], 1), ([4, 4, 4], 3), ([3, 140, 1, 9], 8), ([4, 7], 8), ([4, 4, 4, 4], 1)])
+def test_decoding_equals_the_model_called_with_a_cache(variant: dict[str, Any], lengths: list[int], made_for: int) -> None:
     changes = {"sequence_len": 160, **variant}
     model = shaken(config(changes.pop("features", ON), **changes), torch.float64)
     ids, further = some_ids(len(lengths), max(lengths)), some_ids(len(lengths), 12, seed=1)
     caches = [KVCache(model.config, len(lengths), capacity=max(lengths) + 3, dtype=torch.float64) for _ in range(2)]
     with torch.inference_mode():
         assert Decoder.applies_to(model)
-        decoder = Decoder(model)
+        decoder = Decoder(model, made_for)
         for cache in caches:
             model.hidden(ids, cache)
             cache.truncate(lengths)
@@ -234,6 +234,35 @@ def test_the_engine_decodes_with_the_weights_of_now() -> None:
         for parameter in model.parameters():
             parameter.mul_(-0.7)
     assert engine.generate_batch([[256, 5, 6]], max_new_tokens=8) == [slow_greedy(model, [256, 5, 6], 8)]
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (96, 64), (50, 30), (7, 5), (4096, 16)])
+@pytest.mark.parametrize("in_blocks", [False, True])
+def test_a_weight_multiplies_as_it_did_however_it_lies(shape: tuple[int, int], in_blocks: bool) -> None:
+    weight, x, base = (torch.randn(size, dtype=torch.float64) for size in (shape, (5, shape[1]), (5, shape[0])))
+    lying = arranged(weight, in_blocks=in_blocks)
+    assert (lying.ndim == 3) == (in_blocks and shape[0] % 8 == 0)
+    assert torch.allclose(product(x, lying), x @ weight.t(), atol=1e-12) and product(x, lying).is_contiguous()
+    assert torch.allclose(added_product(base, x, lying), base + x @ weight.t(), atol=1e-12)
+
+
+def test_a_decoder_is_made_again_for_other_numbers_of_rows_and_for_other_weights() -> None:
+    model = small_model()
+    engine = Engine(model, ByteTokenizer())
+    prompt = [256, 5, 6]
+
+    def decoder(prompts: int, samples: int) -> Decoder:
+        engine.prefill([prompt] * prompts, room=4, samples=samples)
+        assert engine._decoder is not None
+        return engine._decoder
+
+    alone = decoder(1, 1)
+    assert decoder(2, 1) is alone and alone.suits(2) and not alone.suits(3)
+    several = decoder(1, 3)
+    assert several is not alone and decoder(8, 1) is several
+    with torch.no_grad():
+        model.head.weight.mul_(2)
+    assert not several.suits(8) and decoder(8, 1) is not several
 
 
 def test_decoding_on_a_cpu_is_used_where_it_applies() -> None:

@@ -24,6 +24,7 @@ from nanochat import config
 from nanochat.errors import UserError
 from nanochat.model.config import ModelConfig
 from nanochat.model.gpt import GPT
+from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.recipes import RECIPES
 from nanochat.train.host_memory import available_bytes
 from nanochat.train.loop import Settings, Trainer
@@ -187,7 +188,24 @@ def leave_only(room: int) -> list[Tensor]:
     return taken
 
 
-def run(folder: Path, plan: TrainingPlan, *, room: int | None = None, rank: int = 0, stop_after: int | None = None) -> dict[str, Any]:
+def fail_once(optimizer: MuonAdamW) -> None:
+    """The first time that gradients are to be summed there is no memory for it, for real."""
+    prepare, done = optimizer.prepare_reduce, []
+
+    def prepare_without_room() -> None:
+        if done:
+            return prepare()
+        ballast = leave_only(0)
+        done.append(len(ballast))
+        try:
+            return prepare()
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    optimizer.prepare_reduce = prepare_without_room  # type: ignore[method-assign]
+
+
+def run(folder: Path, plan: TrainingPlan, *, room: int | None = None, rank: int = 0, stop_after: int | None = None, sums_fail: bool = False) -> dict[str, Any]:
     """Train with `room` bytes to spare: from there on the allocator fails, for real. What was seen and said."""
     runtime = dataclasses.replace(CPU, rank=rank, world_size=plan.ranks)
     if plan.ranks > 1:
@@ -199,6 +217,8 @@ def run(folder: Path, plan: TrainingPlan, *, room: int | None = None, rank: int 
     settings = Settings("test", 0, 0, 1e9, 1)
     loop = Trainer(model, build_optimizer(model, plan, runtime), plan, batches, runtime, folder=folder, fingerprint="f", settings=settings)
     loop.progress.say = said.append  # type: ignore[method-assign]
+    if sums_fail:
+        fail_once(loop.optimizer)
     if room is not None:
         ballast = leave_only(room)
         assert ballast is not None
@@ -225,7 +245,8 @@ def test_a_run_short_of_memory_goes_on_with_fewer_rows_and_learns_the_same(tmp_p
     assert planned["loss"] == resumed["loss"], "the bits of a run that was planned so"
 
 
-def test_ranks_go_down_together_when_one_is_short(tmp_path: Path) -> None:
+@pytest.mark.parametrize("short_of", [{"room": 30 << 20}, {"sums_fail": True}], ids=["in the passes", "for the sums"])
+def test_ranks_go_down_together_when_one_is_short(tmp_path: Path, short_of: dict[str, Any]) -> None:
     plan = dataclasses.replace(SHORT.plan, ranks=2, micro_batch_rows=8)
     reading, writing = os.pipe()
     if not (other := os.fork()):
@@ -234,12 +255,26 @@ def test_ranks_go_down_together_when_one_is_short(tmp_path: Path) -> None:
         os.write(writing, json.dumps(run(tmp_path, plan, rank=1)).encode())
         os._exit(0)
     os.close(writing)
-    short = in_a_child(lambda: run(tmp_path, plan, room=30 << 20))
+    short = in_a_child(lambda: run(tmp_path, plan, **short_of))
     with os.fdopen(reading) as pipe:
         roomy = json.loads(pipe.read())
     os.waitpid(other, 0)
     assert short["rows"] == roomy["rows"] < 8 and short["seen"] == roomy["seen"] != [8, 8]
     assert short["loss"] == pytest.approx(roomy["loss"], rel=1e-9)
+
+
+def test_a_rank_alone_that_is_short_while_it_takes_norms_does_the_update_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, real, asked = run(tmp_path, dataclasses.replace(SHORT.plan, steps=2, micro_batch_rows=8)), torch._foreach_norm, []
+
+    def short(tensors: Any) -> Any:
+        if asked.append(1) or len(asked) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(tensors)
+
+    monkeypatch.setattr(torch, "_foreach_norm", short)
+    found = run(tmp_path, dataclasses.replace(SHORT.plan, steps=2))
+    assert "step 1: out of memory with 16 rows at a time" in found["said"][0] and found["rows"] == 8
+    assert found["loss"] == whole["loss"]
 
 
 def test_one_row_that_does_not_fit_ends_the_run_with_the_cure(tmp_path: Path) -> None:

@@ -418,6 +418,7 @@ def test_totals_are_the_sums_of_the_jobs() -> None:
     words = full(plan)
     assert "561.0M parameters, 11,219.8M tokens in 21,400 steps, 3.92e+19 FLOPs" in words
     assert "about 44 of 80 GiB of each A100 (16 rows at a time, 2 passes per step)" in words
+    assert "fp8 keeps less and works with more: neither is counted" in words
     assert "tokenize a b c" in words and "$2.00 per card and hour, profile" in words
 
 

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from workspace import REPOSITORY, Workspace
 
 from nanochat import config
-from nanochat.artifacts import write_manifest
+from nanochat.artifacts import write_json, write_manifest, write_text
 from nanochat.data.sources import SOURCES
 from nanochat.errors import UserError
 from nanochat.preflight import environment, gpu_job
@@ -25,7 +25,7 @@ from nanochat.preflight.collect import disk_checks
 from nanochat.preflight.data import check_data, check_tokens
 from nanochat.preflight.needs import Need, data_needs
 from nanochat.preflight.requests import Request, read_profile, request_of, runtime_minutes, whole
-from nanochat.preflight.sizes import Space, space_needed
+from nanochat.preflight.sizes import SavedStates, Space, space_needed
 from nanochat.preflight.slurm import Node, fields, gpus_of, minutes
 
 # --- data -----------------------------------------------------------------------------------------------------------------
@@ -181,6 +181,28 @@ def test_what_will_be_made_again_is_counted_again(workspace: Workspace) -> None:
     deeper = left("runs", "tiny", "base_train", depth=2)
     assert set(last) == set(deeper) == {"models", "resume states"} and deeper["models"] > 3 * last["models"]
     assert set(left("corpora", "tiny", sequence_len=64)) == {"tokens", "models", "resume states"}
+
+
+def test_saved_states_make_room_but_for_one_that_is_put_aside(tmp_path: Path) -> None:
+    """By hand: two states of 100 bytes, then two of 30; a state that lies there takes no more room when it is written over."""
+    wanted = {f"results/tiny/{stage}/config.json": {"depth": 2} for stage in ("base_train", "chat_sft")}
+    states = SavedStates("resume states", 200, "results/tiny/chat_sft/manifest.json", wanted, {"results/tiny/base_train": 200, "results/tiny/chat_sft": 60})
+    assert states.left(tmp_path) == 200
+    base = tmp_path / "results/tiny/base_train"
+    write_json(base / "config.json", {"depth": 2})
+    write_text(base / "resume/a.safetensors", "x" * 100)
+    for rank in (1, 2):
+        write_text(base / f"resume/b.{rank}-of-2.safetensors", "x" * 45)
+    assert states.left(tmp_path) == 60, "base_train writes 10 more, chat_sft all of its own"
+    write_json(base / "config.json", {"depth": 3})
+    assert states.left(tmp_path) == 200 - 90, "the larger one stays until it is finished"
+    write_text(base / "resume/old/a.safetensors", "x" * 60)
+    assert states.left(tmp_path) == 60, "and what was kept before goes: 50 of base_train are less than those of chat_sft"
+    write_json(base / "config.json", {"depth": 2})
+    (base / "resume/a.safetensors").unlink()
+    assert states.left(tmp_path) == 200 - 90, "what lies in old/ takes no more room, and makes none"
+    write_text(tmp_path / "results/tiny/chat_sft/manifest.json", "{}")
+    assert states.left(tmp_path) == 0
 
 
 def test_the_disk_that_is_checked_is_the_disk_of_the_plan(empty_workspace: Workspace) -> None:

@@ -4,11 +4,13 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from page_checker import checked
-from report_files import EVALUATION, PHASES, attempt, finished_run, manifest, score, training
+from report_files import EVALUATION, PHASES, attempt, drawn_once, finished_run, inputs_of, manifest, pages, score, together, training
 from workspace import Workspace
 
 from nanochat.artifacts import write_json, write_text
@@ -19,23 +21,20 @@ from nanochat.history import cost_of
 from nanochat.report import figures, graph, render, text
 from nanochat.report.axes import series, thinned
 from nanochat.report.build import build_document
-from nanochat.report.document import Cell, Code, Document, Paragraph, Samples, Section, Table
-from nanochat.report.inputs import Inputs, Training, read_inputs
+from nanochat.report.document import Cell, Code, Document, Figure, Paragraph, Samples, Section, Table
+from nanochat.report.figures import bars as draw_bars
+from nanochat.report.figures import curves
+from nanochat.report.inputs import Training, read_inputs
 from nanochat.report.metrics import chatcore, title
 from nanochat.report.training import _rows as training_rows
-from nanochat.report.training import curve_figures
+from nanochat.report.training import curves as choice_of_curves
 from nanochat.stages import report
 
 
-def inputs_of(files: dict[str, list[Path]], runs: tuple[str, ...] = ()) -> Inputs:
-    """The files, read."""
-    return read_inputs(**files, runs=runs)
-
-
-def pages(files: dict[str, list[Path]], config: Report | None = None) -> tuple[str, str]:
-    """(markdown, html) of the files."""
-    document = build_document(inputs_of(files), config or Report())
-    return render.markdown(document), render.html(document)
+@pytest.fixture(scope="module", autouse=True)
+def _drawn_once() -> Iterator[None]:
+    with drawn_once():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +70,14 @@ def test_html_makes_no_request_and_runs_no_script(rendered: tuple[str, str]) -> 
 def test_checker_sees_a_request_and_an_unclosed_tag() -> None:
     page = checked('<p><img src="https://a.example/x.png" onerror="x()"><b></p>')
     assert len(page.problems) >= 3
+
+
+def test_same_numbers_give_the_same_bytes() -> None:
+    lines = [figures.Curve("a", (0, 1, 2), (3, 2, 1)), figures.Curve("b", (0, 1), (2, 1))]
+    bars = [figures.Bar("g", "s", 0.5, (0.4, 0.6), 0.25), figures.Bar("g", "t", 0.4, published=True)]
+    for draw, data in ((curves, lines), (draw_bars, bars)):
+        first, second = (draw("x", data, x_label="steps", **({"y_label": "loss"} if draw is curves else {})) for _ in range(2))
+        assert first == second
 
 
 def test_same_files_give_the_same_bytes(tmp_path: Path) -> None:
@@ -143,7 +150,7 @@ def test_sampled_rows_are_said_beside_the_numbers(tmp_path: Path) -> None:
     files = finished_run(tmp_path)
     assert "Not all rows were used" not in pages(files)[0]
     score(tmp_path, "tiny", "sft", "mmlu", files["run_manifests"][2], limit=200)
-    assert "MMLU: a sample of 200 rows" in pages(files)[0]
+    assert "Not all rows were used, but samples: 200 of MMLU." in pages(files)[0]
     score(tmp_path, "tiny", "sft", "mmlu", files["run_manifests"][2], limit=500)  # the score's n is 200: all rows there are
     assert "Not all rows were used" not in pages(files)[0]
 
@@ -152,6 +159,7 @@ def test_minimum_and_final_validation_come_from_the_metrics(rendered: tuple[str,
     markdown = rendered[0]
     final = text.score(2.0 + 1 / 41)
     assert f"| minimum validation bits per byte | {final} |" in markdown
+    assert "| tokens per parameter | 0.00166 |" in markdown and "| ranks | 1 |" in markdown
     assert "| parameters | 12,345,678 |" in markdown and "| steps | 40 |" in markdown and "| tokens per second, median | 1,000 |" in markdown
 
 
@@ -203,7 +211,7 @@ def test_price_per_gpu_hour(name: str, configured: float, price: float) -> None:
 
 def test_without_a_gpu_the_cost_is_not_available(rendered: tuple[str, str]) -> None:
     markdown = rendered[0]
-    assert "- **Cost**: not available (no GPU was used, so no GPU price applies)" in markdown
+    assert "- **Cost**: not available (no GPU was used)" in markdown
     assert "$" not in markdown
 
 
@@ -297,7 +305,7 @@ def test_scores_and_stages_of_another_model_are_pointed_out(tmp_path: Path) -> N
 
 def test_runs_are_compared_side_by_side(tmp_path: Path) -> None:
     first, second = finished_run(tmp_path, "small"), finished_run(tmp_path, "large")
-    both = {key: [*dict.fromkeys([*first[key], *second[key]])] for key in first}
+    both = together(first, second)
     markdown, html = pages(both)
     assert "| Metric | small | large |" in markdown
     assert "| parameters | 12,345,678 | 12,345,678 |" in markdown
@@ -349,30 +357,39 @@ def updates(tokens_per_step: int = 512, steps: int = 20, **more: float) -> list[
     return [{**row, **more} for row in each]
 
 
-def captions(trainings: list[Training]) -> list[str]:
-    return [figure.caption for figure in curve_figures(trainings, "base")]
+def views(trainings: list[Training], phase: str = "base") -> dict[str, dict[str, Figure]]:
+    """Axis -> caption without its axis and phase -> figure."""
+    choice = choice_of_curves(trainings, phase)
+    return {label: {figure.caption.split(", over ")[0]: figure for figure in shown.figures} for label, shown in choice.options} if choice else {}
 
 
-def test_several_runs_are_compared_over_four_axes_and_one_run_over_tokens(tmp_path: Path) -> None:
+def test_reader_chooses_among_four_axes_and_tokens_come_first(tmp_path: Path) -> None:
     runs = [logged(tmp_path, "small", updates()), logged(tmp_path, "large", updates(1024))]
-    (figure,) = curve_figures(runs, "base")
-    assert figure.caption == "Training loss, nats per token against steps, tokens, FLOPs, hours of training, BASE."
-    assert all(f">{label}<" in figure.svg for label in ("steps", "tokens", "FLOPs", "hours of training", "small", "large"))
-    assert "var(--series-1)" in figure.svg and "var(--series-2)" in figure.svg and not re.findall(r"#[0-9a-f]{6}\b", figure.svg)
-    assert captions(runs[:1]) == ["Training loss, nats per token against tokens, BASE."]
+    choice = choice_of_curves(runs, "base")
+    assert choice is not None and [label for label, _ in choice.options] == ["steps", "tokens", "FLOPs", "hours of training"]
+    assert choice.options[choice.chosen][0] == "tokens"
+    for label, shown in choice.options:
+        (figure,) = shown.figures
+        assert figure.caption == f"Training loss, nats per token, over {label}, BASE." and all(f">{word}<" in figure.svg for word in (label, "small", "large"))
+        assert "var(--series-1)" in figure.svg and "var(--series-2)" in figure.svg and not re.findall(r"#[0-9a-f]{6}\b", figure.svg)
+    assert list(views(runs[:1])) == ["steps", "tokens", "FLOPs", "hours of training"]
 
 
 def test_run_without_validation_is_missing_in_the_figure_of_validations_alone(tmp_path: Path) -> None:
     checked_too = [*updates(), {"step": 10, "val_bpb": 1.5}, {"step": 20, "val_bpb": 1.25}]
     runs = [logged(tmp_path, name, rows) for name, rows in {"with": checked_too, "also": checked_too, "without": updates()}.items()]
-    loss, validation = curve_figures(runs, "base")
+    loss, validation = views(runs)["steps"].values()
     assert ">without<" in loss.svg and ">without<" not in validation.svg and ">also<" in validation.svg
-    assert captions(runs[1:]) == [captions(runs)[0], "Validation, bits per byte against tokens, BASE."]
+    assert list(views(runs[1:])["tokens"]) == ["Training loss, nats per token", "Validation, bits per byte"]
 
 
 def test_axis_that_a_run_did_not_log_is_left_out(tmp_path: Path) -> None:
     old = [{key: row[key] for key in ("step", "loss", "tokens")} for row in updates()]
-    assert captions([logged(tmp_path, "old", old), logged(tmp_path, "new", updates())]) == ["Training loss, nats per token against steps, tokens, BASE."]
+    assert list(views([logged(tmp_path, "old", old), logged(tmp_path, "new", updates())])) == ["steps", "tokens"]
+
+
+def test_too_few_steps_are_said_and_not_drawn(tmp_path: Path) -> None:
+    assert choice_of_curves([logged(tmp_path, "one", updates(steps=1))], "base") is None
 
 
 def test_curve_of_a_resumed_run_holds_each_step_once_at_its_hour_of_training() -> None:
@@ -448,3 +465,26 @@ def test_page_of_the_miniature_is_well_formed_and_every_input_is_explained(finis
     built = graph.build(inputs_of(files))
     assert built.unexplained == ()
     assert {f"scores tiny {phase}" for phase in PHASES} <= {end for _, end in built.edges}
+
+
+@pytest.mark.workflow
+def test_report_of_snakemake_holds_every_result_in_a_category_with_a_caption(finished: Workspace, tmp_path: Path) -> None:
+    done = finished.snakemake("--cores", "1", "--report", str(tmp_path / "r.zip"))
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(tmp_path / "r.zip") as archive:
+        names = archive.namelist()
+        page = archive.read("r/report.html").decode()
+    for name in ("report.html", "report.md", "bpb.json", "evaluation.json"):
+        assert any(file.endswith(f"/{name}") and "/data/" in file for file in names), name
+    assert len([name for name in names if name.endswith("/manifest.json")]) > 3
+    for category in ("Report", "Scores", "Models", "Tokenizers", "Data"):
+        assert f'"{category}"' in page, category
+    assert "after phase sft of run tiny: the score with its 95% interval" in page and "The model of stage base_train of run tiny" in page
+    assert "of source " in page and "beside those of GPT-2 and GPT-4" in page and "The whole result on one page" in page
+
+
+@pytest.mark.workflow
+def test_every_phase_of_the_miniature_is_given_the_same_prompts(finished: Workspace) -> None:
+    texts = [json.loads(finished.path(f"results/tiny/{stage}/samples.json").read_text()) for stage in PHASES.values()]
+    prompts = [{sample["prompt"] for sample in of_phase} for of_phase in texts]
+    assert prompts[0] == prompts[1] == prompts[2] and {"The capital of France is", "Who are you?"} <= prompts[0]

@@ -12,14 +12,13 @@ import shutil
 import signal
 import termios
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
-from chaos import Server, torment
+from chaos import torment
 from mirrored import logged, mirrored
 from training_lab import Lab, dying_after, final_bytes, logged_steps, metrics, run, run_until, start
 
@@ -202,15 +201,8 @@ def test_uninterrupted_run_leaves_complete_outputs_and_no_resume_state(base):
     assert {path.name for path in base.iterdir()} >= {"config.json", "provenance.json", "heartbeat.json", "samples.json"}
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.close()
-
-
 @pytest.mark.parametrize(("stage", "kills"), [("base_train", 3), ("mid_train", 2), ("chat_sft", 2)])
-def test_run_killed_at_random_moments_equals_the_uninterrupted_one(stage, kills, server, lab, base, mid, sft, tmp_path):
+def test_run_killed_at_random_moments_equals_the_uninterrupted_one(stage, kills, lab, base, mid, sft, tmp_path):
     """`make chaos` does it two hundred times."""
     whole = {"base_train": base, "mid_train": mid, "chat_sft": sft}[stage]
     commands = {
@@ -218,7 +210,7 @@ def test_run_killed_at_random_moments_equals_the_uninterrupted_one(stage, kills,
         "mid_train": lambda out: lab.tune(stage, out, base / "manifest.json"),
         "chat_sft": lambda out: lab.tune(stage, out, mid / "manifest.json"),
     }
-    done = torment(server, commands[stage], whole, tmp_path, kills=kills, draws=random.Random(stage), manners=("anywhere", "write"))
+    done = torment(commands[stage], whole, tmp_path, kills=kills, draws=random.Random(stage), manners=("anywhere", "write"))
     assert done.kills.total() == kills and done.finished >= 2
     states = [attempt["state"] for attempt in json.loads((tmp_path / str(done.finished - 1) / "provenance.json").read_text())["attempts"]]
     assert set(states[:-1]) <= {"interrupted"} and states[-1] in ("finished", "running")  # running: killed when all but its story was written

@@ -43,6 +43,21 @@ def test_attempts_that_ended_are_shown_with_what_goes_on(tmp_path: Path) -> None
     assert said[-1].startswith("to go on: tiny/base_train: ") and "run the same snakemake command again" in said[-1]
 
 
+def test_bad_steps_are_shown_while_it_trains_and_when_it_is_finished(tmp_path: Path) -> None:
+    folder = started(tmp_path, "stopped")
+    assert lines_of(tmp_path)["tiny", "base_train"]["bad_steps"] is None
+    beat(folder, bad_steps=3, bad_steps_skipped=2)
+    line = lines_of(tmp_path)["tiny", "base_train"]
+    assert (line["bad_steps"], line["bad_steps_skipped"]) == (3, 2)
+    seen = look(tmp_path / "results")
+    assert ", 3 bad steps, 2 of them skipped" in show.lines(seen)[0]
+    manifest = training(tmp_path, "tiny", "base", {})
+    content = json.loads(manifest.read_text())
+    write_json(manifest, {**content, "counts": {**content["counts"], "bad_steps": 1}})
+    [seen_line] = look(tmp_path / "results").lines
+    assert seen_line.state == "finished" and show.bad_steps(seen_line) == ["1 bad step"]
+
+
 def test_a_failed_stage_says_the_last_words_of_its_log(tmp_path: Path) -> None:
     started(tmp_path, "failed")
     write_text(tmp_path / "logs/base_train/tiny.log", "12:00:00 step 3\nnanochat: error: step 4: \x1b[31mnan; lower the rates\nRuleException\n")

@@ -45,6 +45,13 @@ def fetched_rows(folder: Path, source: str, rows: list[dict[str, Any]], split: s
     return folder / "manifest.json"
 
 
+def guesses(folder: Path) -> Path:
+    """Problems whose answer is 0, 1 or 2, as stage fetch leaves those of GSM8K; 48 of 60 are asked in reinforcement learning."""
+    words = ("one", "two", "red", "blue", "tree", "house", "river", "stone", "bread", "water")
+    rows = [{"question": f"Say {words[number % 10]} {number}!", "answer": f"#### {number % 3}"} for number in range(60)]
+    return fetched_rows(folder, "gsm8k_hf", rows)
+
+
 def chat(question: str, answer: str) -> dict[str, Any]:
     """One exchange."""
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
@@ -95,6 +102,17 @@ class Lab:
         mixture = [{"task": "arithmetic", "rows": 120}, {"task": "chitchat", "rows": 40, "epochs": 1.5}]
         config = {"mixture": mixture, "micro_batch_rows": 4, "validate_every": 5, "validation_rows": 4, "save_every_s": 0.001, "lr_fraction": 0.5, **overrides}
         return [stage, "--config", json.dumps(config), "--model", str(parent), "--data", *map(str, data or [self.chats]), *self._places(out)]
+
+    def guesser(self, out: Path, parent: Path, data: Path) -> list[str]:
+        """Command of chat_sft: a model that learns how an answer to `guesses` looks, and guesses which it is."""
+        tuned = {"mixture": [{"task": "gsm8k", "epochs": 12}], "lr_fraction": 1.0, "save_every_s": 1000.0, "validate_every": 0}
+        return self.tune("chat_sft", out, parent, [data], **tuned)
+
+    def reinforce(self, out: Path, parent: Path, data: Path, **overrides: Any) -> list[str]:
+        """Command of chat_rl: eight steps of four problems with four answers each, state saved after every step."""
+        config = {"tasks": [{"task": "gsm8k"}], "examples_per_step": 4, "samples": 4, "epochs": 32 / 48, "max_new_tokens": 8, "lr_fraction": 0.02}
+        config |= {"micro_batch_rows": 4, "validate_every": 4, "validation_rows": 6, "validation_samples": 4, "save_every_s": 0.001, **overrides}
+        return ["chat_rl", "--config", json.dumps(config), "--model", str(parent), "--data", str(data), *self._places(out)]
 
     def _places(self, out: Path) -> list[str]:
         files = ["--weights", str(out / "model.safetensors"), "--manifest", str(out / "manifest.json")]

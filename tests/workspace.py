@@ -17,7 +17,7 @@ from nanochat.plan.planner import STAGE_OF_RULE
 
 REPOSITORY = Path(__file__).parent.parent
 CHECKOUT = ("Snakefile", "README.md", "rules", "profiles", "slurm", "configs", "envs", "reports", "src")
-TARGETS = ("all", "fetch", "tokenizer", "tokens", "base", "mid", "sft", "evaluate", "report")  # rules that only name what others make
+TARGETS = ("all", "fetch", "tokenizer", "tokens", "base", "mid", "sft", "rl", "evaluate", "report")  # rules that only name what others make
 
 
 @dataclass(frozen=True)

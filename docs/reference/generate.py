@@ -30,6 +30,8 @@ PLACES = {  # where a section stands in the file -> its class
     "runs.NAME.base_train.horizon": "Horizon",
     "on_bad_step of a training": "OnBadStep",
     "runs.NAME.mid_train, runs.NAME.chat_sft": "Tune",
+    "runs.NAME.chat_rl": "ChatRl",
+    "entries of tasks of chat_rl": "RlTask",
     "keep of a training stage": "Keep",
     "wandb of a training stage": "Wandb",
     "trackio of a training stage": "Trackio",

@@ -151,6 +151,7 @@ def write_manifest(
     return manifest
 
 
+CHECKPOINTS = "checkpoints"  # folder beside the results of a training: models kept on the way
 OTHER_EXPERIMENT = "with --configfile EXPERIMENT if that is not config.yaml"
 
 
@@ -161,6 +162,8 @@ def build_command(target: Path | str) -> str:
 
 def cure_of(manifest_path: Path) -> str:
     """What to do about a result that is not whole. Deleting is not enough: snakemake makes a lost file again only where something asks for it."""
+    if manifest_path.absolute().parent.parent.name == CHECKPOINTS:
+        return f"delete {manifest_path.parent} and take another: a model that was kept on the way is not made again without training from the beginning"
     return f"delete {manifest_path} and make it again: {build_command(manifest_path)} ({OTHER_EXPERIMENT})"
 
 
@@ -170,6 +173,8 @@ def read_manifest(path: Path, *, stage: str | None = None, files: Collection[str
     `files`: the names that the caller needs; by default all that are not optional.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; give a manifest in it, such as {path / 'manifest.json'}")
     manifest = read_json(path)
     if not isinstance(manifest, dict) or "stage" not in manifest or "outputs" not in manifest:
         raise UserError(f"{path}: not a manifest; give the manifest.json that a stage wrote")

@@ -25,6 +25,7 @@ VERBS = {
     "base_train": ("nanochat.stages.base_train", "pretrain a model on packed tokens"),
     "mid_train": ("nanochat.stages.mid_train", "go on with conversations, loss on every token"),
     "chat_sft": ("nanochat.stages.chat_sft", "fine-tune on the assistant's tokens"),
+    "chat_rl": ("nanochat.stages.chat_rl", "reinforcement learning on problems that can be graded"),
     "evaluate": ("nanochat.stages.evaluate", "score one model on one task"),
     "contamination": ("nanochat.stages.contamination", "how much of each evaluation stands in the training text"),
     "report": ("nanochat.stages.report", "write the report from JSON files"),
@@ -38,7 +39,7 @@ VERBS = {
     "watch": ("nanochat.watch.command", "the curves of runs in the terminal, while they train"),
     "chat": ("nanochat.serve.terminal", "talk to a finished phase of a run"),
 }
-SUPERVISED = ("base_train", "mid_train", "chat_sft")  # run as ranks below a supervisor
+SUPERVISED = ("base_train", "mid_train", "chat_sft", "chat_rl")  # run as ranks below a supervisor
 SHARED_OUT = ("evaluate",)  # likewise, where there is more than one rank: most evaluations are short, and a supervisor is one more process to start
 # They only print: a reader that leaves, as head does, ends them in silence
 SPEAKERS = ("bench", "compare", "data", "plan", "preflight", "ranks", "status", "runs", "watch")

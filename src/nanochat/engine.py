@@ -7,7 +7,7 @@ context. Its randomness is its own, so a row's tokens depend neither on the rows
 import codecs
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -48,14 +48,25 @@ class Row:
     forced: deque[int] = field(default_factory=deque)
     expression: list[int] | None = None  # tokens since <|python_start|>
     ended: Literal["stop", "length", "context"] | None = None
+    stop: int | None = None  # the token that it stopped at
 
 
 class Generation(Iterator[Column]):
     """One column of tokens at a time; rows are prompt by prompt, sample by sample."""
 
     def __init__(
-        self, engine: "Engine", prompts: list[list[int]], *, samples: int, max_new_tokens: int, temperature: float, top_k: int | None, seed: int
+        self,
+        engine: "Engine",
+        prompts: list[list[int]],
+        *,
+        samples: int,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int | None,
+        seed: int = 0,
+        draws: Sequence[random.Random] | None = None,
     ) -> None:
+        """`draws`: a source of randomness for each row; absent: sample n of every prompt draws from that of `seed` and n."""
         if not prompts or not all(prompts) or samples < 1:
             raise ValueError(f"prompts={len(prompts)}, samples={samples}: each prompt needs a token and one sample at least; start it with <|bos|>")
         if temperature < 0 or (top_k or 0) < 0 or max_new_tokens < 1:
@@ -63,9 +74,10 @@ class Generation(Iterator[Column]):
         self._engine, self._max_new_tokens, self._temperature, self._top_k = engine, max_new_tokens, temperature, top_k
         fitted = [engine.fit(prompt, max_new_tokens) for prompt in prompts]
         self.dropped = [dropped for _, dropped in fitted]  # per prompt: tokens that did not fit into the context
-        self.rows = [Row(len(kept), random.Random(f"{seed}/{sample}")) for kept, _ in fitted for sample in range(samples)]
+        draws = draws or [random.Random(f"{seed}/{sample}") for _ in prompts for sample in range(samples)]
+        self.rows = [Row(len(kept), draws[prompt * samples + sample]) for prompt, (kept, _) in enumerate(fitted) for sample in range(samples)]
         self._active = list(range(len(self.rows)))  # rows of the cache, in order
-        self._cache, logits = engine.prefill([kept for kept, _ in fitted], room=max_new_tokens)
+        self._cache, logits = engine.prefill([kept for kept, _ in fitted], room=max_new_tokens, samples=samples)
         if samples > 1:
             copies = [prompt for prompt in range(len(prompts)) for _ in range(samples)]
             self._cache, logits = self._cache.select(copies), logits[copies]
@@ -99,7 +111,7 @@ class Generation(Iterator[Column]):
         is_forced = bool(state.forced)
         token = state.forced.popleft() if is_forced else sampled
         if not is_forced and token in engine.stops:
-            state.ended = "stop"
+            state.ended, state.stop = "stop", token
             return
         column.tokens[row], column.forced[row] = token, is_forced
         state.new, state.length = state.new + 1, state.length + 1
@@ -154,8 +166,8 @@ class Engine:
         return head + prompt[len(prompt) - (room - len(head)) :], len(prompt) - room
 
     @torch.inference_mode()
-    def prefill(self, prompts: list[list[int]], *, room: int) -> tuple[KVCache, Tensor]:
-        """A cache that holds the prompts, with room for so many tokens more, and the logits (rows, V) of their next tokens."""
+    def prefill(self, prompts: list[list[int]], *, room: int, samples: int = 1) -> tuple[KVCache, Tensor]:
+        """A cache that holds the prompts, with room for so many tokens more, and the logits (rows, V) of the next ones; `samples`: how often each goes on."""
         lengths = [len(prompt) for prompt in prompts]
         ids = torch.tensor([prompt + [0] * (max(lengths) - len(prompt)) for prompt in prompts], device=self._device)
         cache = KVCache(self.model.config, len(prompts), capacity=max(lengths) + min(room, 256), device=self._device, dtype=self.model.dtype)
@@ -163,8 +175,9 @@ class Engine:
         cache.truncate(lengths)
         if not isinstance(self.model, GPT) or not Decoder.applies_to(self.model):
             self._decoder = None
-        elif self._decoder is None or self._decoder.is_outdated:
-            self._decoder = Decoder(self.model)
+        elif self._decoder is None or not self._decoder.suits(len(prompts) * samples):
+            self._decoder = None  # its copies go before others come
+            self._decoder = Decoder(self.model, len(prompts) * samples)
         return cache, self.model.logits(hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1])
 
     @torch.inference_mode()

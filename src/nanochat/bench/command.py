@@ -11,6 +11,7 @@ Speeds are medians with their middle half. On a CPU the measure is what matrix p
 
 by hand: nanochat bench train
          nanochat bench train --depth 8 --override architecture.width=512 --threads 2
+         nanochat bench train --compile on --override recompute=blocks
          nanochat bench infer --sequence-len 1024 --rows 1 8 32
          nanochat bench data --json
 """
@@ -49,7 +50,7 @@ def _measure(flags: Namespace) -> dict[str, Any]:
     if flags.verb == "train":
         from nanochat.bench.train import measure_training
 
-        return measure_training(setup, steps=count, started_s=psutil.Process().create_time())
+        return measure_training(setup, steps=count, started_s=psutil.Process().create_time(), compile_=flags.compile)
     if flags.verb == "infer":
         from nanochat.bench.infer import measure_generation
 
@@ -82,6 +83,8 @@ def _parser() -> Parser:
 
     trained = verb("train", "the training step")
     trained.add_argument("--steps", type=whole, default=20, help="steps to measure, after two to warm up (default: 20)")
+    how = "compile the blocks, as a training stage does: auto (default) means on a GPU"
+    trained.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help=how)
     written = verb("infer", "reading prompts and writing answers")
     written.add_argument("--rows", type=whole, nargs="+", default=[1, 8], help="rows at once (default: 1 8)")
     written.add_argument("--prompt-tokens", type=whole, help="tokens of each prompt (default: 128, or what the context leaves)")

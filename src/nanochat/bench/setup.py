@@ -15,7 +15,7 @@ from nanochat.model.config import ModelConfig
 from nanochat.model.gpt import GPT
 from nanochat.runtime import Runtime
 from nanochat.train.batches import next_token_pairs
-from nanochat.train.memory import Setting, most_rows
+from nanochat.train.memory import Setting, most_rows, training_memory
 from nanochat.train.scaling import TrainingPlan, plan_base_train
 from nanochat.train.sizes import model_configs, shape_of
 from nanochat.train.update import Batches, Rows
@@ -59,6 +59,11 @@ class Setup:
     model: GPT
     batches: Batches
     build_s: float
+
+    def estimated_bytes(self) -> int:
+        """Memory of a training process by the model that plans go by."""
+        setting = Setting.of(self.runtime.device.type, accumulates=self.plan.accumulation > 1, recompute=self.resolved["recompute"])  # type: ignore[arg-type]
+        return training_memory(self.config, self.plan.micro_batch_rows, setting).total
 
     def describe(self) -> dict[str, Any]:
         """Model and machine, for the reader of the figures."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 from nanochat.report.text import count, duration, large, percent, size
+from nanochat.train.memory import NOT_COUNTED
 
 NAME_WIDTH = 24
 
@@ -45,7 +46,9 @@ def _train(found: dict[str, Any]) -> list[tuple[str, str]]:
         utilisation = f"{percent(used['value'])} of {used['of_flops_per_s'] / 1e9:,.0f} GFLOP/s ({used['of']})"
         if "by_cpu_seconds" in used:
             utilisation += f"; by CPU seconds {percent(used['by_cpu_seconds'])}"
+    how = [f"recompute: {found['recompute']}"] * (found["recompute"] != "none") + ["fp8"] * found["fp8"]
     return [
+        ("blocks", ", ".join(["compiled" if found["compiled"] else "not compiled", *how])),
         ("tokens per second", rate(found["tokens_per_s"])),
         ("a step", f"{duration(found['step_s'])}, {count(found['batch_tokens'])} tokens in {found['micro_batches']} x {found['micro_batch_rows']} rows"),
         ("model FLOPs", f"{large(found['model_flops_per_token'])} per token, {found['achieved_flops_per_s'] / 1e9:,.1f} GFLOP/s"),
@@ -56,6 +59,7 @@ def _train(found: dict[str, Any]) -> list[tuple[str, str]]:
             f"{duration(first['since_process_start_s'])} after the start of the process, {duration(first['cpu_s'])} of CPU "
             f"(model and plan {duration(first['build_s'])}, the step {duration(first['update_s'])})",
         ),
+        ("memory estimated", f"{size(found['estimated_memory_bytes'])}{f'; {NOT_COUNTED}' if found['compiled'] or found['fp8'] else ''}"),
     ]
 
 

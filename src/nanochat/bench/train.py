@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from nanochat.bench.measure import GEMM_SIZES, Product, Taken, in_turn, peak_memory, products, summary, synchronize, take
 from nanochat.bench.setup import Setup
 from nanochat.hardware import peak_flops
-from nanochat.train.update import Batches, Model, Rows, build_optimizer, make_update
+from nanochat.model.compiling import CompiledGPT
+from nanochat.train.acceleration import accelerated
+from nanochat.train.measure import TimedBatches
+from nanochat.train.update import Model, build_optimizer, make_update
 
 WARM_UP_STEPS = 2  # the first allocates the optimizer's state, the second meets memory that was used once
-PARTS = ("forward", "backward", "optimizer", "data")
+PARTS = ("forward", "backward", "optimizer")  # and data, which is read before them
 
 
 class PhaseClock:
@@ -74,28 +77,15 @@ class TimedModel:
             self._clock.end("backward")
 
 
-class TimedBatches:
-    """Batches whose reading is timed."""
-
-    def __init__(self, batches: Batches, clock: PhaseClock) -> None:
-        self._batches, self._clock = batches, clock
-
-    def rows(self, step: int, positions: Sequence[int]) -> tuple[Rows, Rows]:
-        """As the batches' own."""
-        self._clock.begin()
-        found = self._batches.rows(step, positions)
-        self._clock.end("data")
-        return found
-
-
-def measure_training(setup: Setup, *, steps: int, started_s: float, sizes: Sequence[int] = GEMM_SIZES) -> dict[str, Any]:
-    """Figures of `steps` updates. `started_s`: when the process began, in seconds of time.time()."""
+def measure_training(setup: Setup, *, steps: int, started_s: float, sizes: Sequence[int] = GEMM_SIZES, compile_: str = "auto") -> dict[str, Any]:
+    """Figures of `steps` updates. `started_s`: when the process began, in seconds of time.time(); `compile_`: auto, on or off, as of a training stage."""
     runtime, device = setup.runtime, setup.runtime.device
+    model = accelerated(setup.model, runtime, setup.resolved, compile_=compile_)
     optimizer = build_optimizer(setup.model, setup.plan, runtime)
     number = iter(range(1 << 30))
 
     def update() -> None:
-        make_update(setup.model, optimizer, setup.plan, setup.batches, runtime, next(number))
+        make_update(model, optimizer, setup.plan, setup.batches, runtime, next(number))
 
     first = take(update, device)
     first_step_s, first_cpu_s = time.time() - started_s, time.process_time()  # which counts from the start of the process
@@ -103,10 +93,13 @@ def measure_training(setup: Setup, *, steps: int, started_s: float, sizes: Seque
         update()
     rivals = products(sizes, device, runtime.dtype) if device.type == "cpu" else []
     *multiplied, taken = in_turn([*(rival.multiply for rival in rivals), update], steps, device)
-    shares = phase_shares(setup, optimizer, [next(number) for _ in range(max(3, steps // 5))])
+    shares = phase_shares(setup, model, optimizer, [next(number) for _ in range(max(3, steps // 5))])
     return {
         "benchmark": "train",
         "setup": setup.describe(),
+        "compiled": isinstance(model, CompiledGPT) and model.is_compiled,
+        "fp8": setup.resolved["fp8"],
+        "recompute": setup.resolved["recompute"],
         "steps": steps,
         "batch_tokens": setup.plan.batch_tokens,
         "micro_batches": setup.plan.accumulation,
@@ -115,6 +108,7 @@ def measure_training(setup: Setup, *, steps: int, started_s: float, sizes: Seque
         "shares": shares,
         "first_step": {"since_process_start_s": first_step_s, "cpu_s": first_cpu_s, "build_s": setup.build_s, "update_s": first.wall_s},
         "peak_memory": peak_memory(device),
+        "estimated_memory_bytes": setup.estimated_bytes(),
     }
 
 
@@ -154,10 +148,10 @@ def utilisation_of_products(flops: float, taken: Sequence[Taken], rivals: Sequen
     }
 
 
-def phase_shares(setup: Setup, optimizer: Any, numbers: Sequence[int]) -> dict[str, float]:
+def phase_shares(setup: Setup, trained: Model, optimizer: Any, numbers: Sequence[int]) -> dict[str, float]:
     """Share of each part of an update, and of the rest: norms, clipping, the loss as a number."""
     clock = PhaseClock(setup.runtime.device)
-    model, batches = TimedModel(setup.model, clock), TimedBatches(setup.batches, clock)
+    model, batches = TimedModel(trained, clock), TimedBatches(setup.batches)
     own_step = optimizer.step
 
     def timed_step(norm: float | None = None) -> None:
@@ -174,5 +168,5 @@ def phase_shares(setup: Setup, optimizer: Any, numbers: Sequence[int]) -> dict[s
     finally:
         optimizer.step = own_step
         model.close()
-    shares = {part: seconds / whole for part, seconds in clock.seconds.items()}
+    shares = {part: seconds / whole for part, seconds in {**clock.seconds, "data": batches.seconds}.items()}
     return {**shares, "rest": max(0.0, 1 - sum(shares.values()))}

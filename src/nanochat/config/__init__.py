@@ -10,11 +10,10 @@ from nanochat.config.schema import (
     MAX_VOCAB,
     MIN_VOCAB,
     NAME,
-    PHASES,
     SPECIAL_TOKENS,
-    STAGE_OF_PHASE,
     Architecture,
     BaseTrain,
+    ChatRl,
     Corpus,
     Experiment,
     Horizon,
@@ -34,6 +33,7 @@ from nanochat.config.schema import (
 )
 from nanochat.config.subtrees import (
     BaseTrainStage,
+    ChatRlStage,
     Chunk,
     ContaminationStage,
     EvaluateStage,
@@ -57,11 +57,13 @@ from nanochat.config.subtrees import (
     prepare_config,
     resolve_base_train,
     source_parts,
+    stage_tasks,
     task_sources,
     tokenize_config,
     tokenizer_config,
     tune_config,
 )
+from nanochat.names import PHASES, STAGE_OF_PHASE
 
 __all__ = [
     "HOUSEKEEPING",
@@ -74,6 +76,8 @@ __all__ = [
     "Architecture",
     "BaseTrain",
     "BaseTrainStage",
+    "ChatRl",
+    "ChatRlStage",
     "Chunk",
     "ContaminationStage",
     "Corpus",
@@ -116,6 +120,7 @@ __all__ = [
     "read_yaml",
     "resolve_base_train",
     "source_parts",
+    "stage_tasks",
     "task_sources",
     "tokenize_config",
     "tokenizer_config",

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from nanochat.config.schema import NOT_A_RUN, NOT_A_SOURCE, Experiment, Run
-from nanochat.config.subtrees import evaluation_rows, resolve_base_train
+from nanochat.config.schema import NOT_A_SOURCE, Experiment, Run
+from nanochat.config.subtrees import evaluation_rows, resolve_base_train, stage_tasks
 from nanochat.data.sources import SOURCES
+from nanochat.names import NOT_A_RUN
 from nanochat.recipes import RECIPES
 from nanochat.tasks import TASKS
 
@@ -103,16 +104,19 @@ def _shard_problems(experiment: Experiment) -> list[str]:
 def _task_problems(name: str, run: Run, chats: list[str]) -> list[str]:
     """Of the tasks of one run. `chats`: sources of the user's own that hold conversations."""
     uses = [(f"runs.{name}.evaluate.{task}", task, settings.split, settings.source) for task, settings in run.evaluate.items() if task != "bpb"]
-    for stage in ("mid_train", "chat_sft"):
-        if (tune := getattr(run, stage)) is not None:
-            uses += [(f"runs.{name}.{stage}.mixture", item.task, item.split, item.source) for item in [*tune.mixture, *tune.validation]]
+    for stage, key in (("mid_train", "mixture"), ("chat_sft", "mixture"), ("chat_rl", "tasks")):
+        if getattr(run, stage) is not None:
+            uses += [(f"runs.{name}.{stage}.{key}", *use) for use in stage_tasks(run, stage) if stage != "chat_rl" or use[1] == "rl"]
     problems = [
         f"runs.{name}.evaluate.{task}.phases={settings.phases}: run {name} has none of them; choose among {', '.join(run.phases)}"
         for task, settings in run.evaluate.items()
         if settings.phases and not set(settings.phases) & set(run.phases)
     ]
     for place, task, split, source in uses:
-        if task not in TASKS:
+        if place.endswith(".chat_rl.tasks") and (task not in TASKS or "rl" not in TASKS[task].sources):
+            learnt = [known for known in TASKS if "rl" in TASKS[known].sources]
+            problems.append(f"{place}={task!r}: no task of this name has problems to learn from; choose among {', '.join(learnt)}")
+        elif task not in TASKS:
             known_tasks = [*TASKS, *(["bpb"] if ".evaluate." in place else [])]  # bits per byte are of the corpus, nothing to train on
             problems.append(f"{place}={task!r}: no such task; choose one of {', '.join(sorted(known_tasks))}")
         elif TASKS[task].kind == "conversation" and place.endswith(f".evaluate.{task}"):

@@ -5,14 +5,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nanochat.data.sources import EXPORT, SOURCES, Source, user_source
+from nanochat.names import PHASES, STAGE_OF_PHASE
 
 SPECIAL_TOKENS = 9  # <|bos|>, and start and end of user, assistant, python, output
 MIN_VOCAB = 256 + SPECIAL_TOKENS
 MAX_VOCAB = 1 << 32  # token shards hold uint16 up to 65,536 and uint32 above
-PHASES = ("base", "mid", "sft", "rl")
-STAGE_OF_PHASE = {"base": "base_train", "mid": "mid_train", "sft": "chat_sft", "rl": "chat_rl"}
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
-NOT_A_RUN = ("contamination", "report", "text", "tokenizers", "tokens")  # folders of results/ that hold something else
 NOT_A_SOURCE = ("wheels",)  # folders of resources/ that hold something else
 # Housekeeping: keys that decide when something is shown, measured or saved, or how much memory it takes, and that no weight and (but for
 # rounding) no score depends on. They are handed to the stage and are no part of what it is: a change of them reruns and discards nothing.
@@ -309,6 +307,40 @@ class Tune(TrainCommon):
     warm_start_optimizer: bool = True  # take the parent's momentum buffers
 
 
+class RlTask(Section):
+    """Problems that reinforcement learning asks: split `rl` of a task; it is measured on split `validation`."""
+
+    task: str
+    source: str | None = None  # absent: the task's first choice
+    rows: Annotated[int, Field(gt=0, le=100_000_000, strict=True)] | None = None  # use a seeded sample of this many (for a generator: make this many)
+
+
+class ChatRl(TrainCommon):
+    """Reinforcement learning: several answers to each problem, and those that are right are made more probable than the others."""
+
+    tasks: Annotated[list[RlTask], Field(min_length=1)]
+    examples_per_step: PositiveInt = 16  # problems of one update, of all ranks together
+    samples: Annotated[int, Field(ge=2, le=1024, strict=True)] = 16  # answers to each
+    epochs: Epochs = 1.0  # passes over the problems
+    max_new_tokens: PositiveInt = 256  # of an answer
+    temperature: Annotated[float, Field(gt=0)] = 1.0  # of the answers, and of the probabilities that are learnt
+    top_k: Count = 50  # sample from so many of the likeliest tokens; 0: from all
+    lr_fraction: Annotated[float, Field(gt=0)] = 0.05  # of the base rates, at the start
+    warmup_fraction: Fraction = 0.0
+    warmdown_fraction: Fraction = 1.0
+    final_lr_fraction: Fraction = 0.0
+    validation_samples: Annotated[int, Field(ge=1, le=1024, strict=True)] = 8  # answers to each of validation_rows problems: pass@1 to pass@n
+    rollout_rows: PositiveInt = 128  # answers made at a time; halved where memory runs out
+
+    @model_validator(mode="after")
+    def _has_no_bits_per_byte(self) -> Self:
+        if self.keep.best:
+            raise ValueError("keep.best: the best is the one with the lowest bits per byte, which are not measured here; leave it out")
+        if self.on_bad_step.spike != "ignore":
+            raise ValueError(f"on_bad_step.spike={self.on_bad_step.spike}: a loss of answers that were drawn rises and falls by itself; leave it out")
+        return self
+
+
 class TaskSettings(Section):
     """How one task is evaluated."""
 
@@ -334,6 +366,7 @@ class Run(Section):
     base_train: BaseTrain
     mid_train: Tune | None = None
     chat_sft: Tune | None = None
+    chat_rl: ChatRl | None = None
     evaluate: dict[str, TaskSettings] = {}
 
     @property

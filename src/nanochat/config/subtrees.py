@@ -14,6 +14,7 @@ from nanochat.config.schema import (
     MAX_VOCAB,
     MIN_VOCAB,
     BaseTrain,
+    ChatRl,
     Experiment,
     PositiveInt,
     Prepare,
@@ -42,6 +43,12 @@ class BaseTrainStage(BaseTrain):
 
 class TuneStage(Tune):
     """The subtree that stages mid_train and chat_sft receive; rates, batch and shape come from the checkpoint."""
+
+    seed: Seed = 0
+
+
+class ChatRlStage(ChatRl):
+    """The subtree that stage chat_rl receives; rates and shape come from the checkpoint."""
 
     seed: Seed = 0
 
@@ -220,8 +227,17 @@ def base_train_config(run: Run, weights: Mapping[str, float] | None = None) -> d
 
 
 def tune_config(run: Run, stage: str) -> dict[str, Any]:
-    """Subtree of stage mid_train or chat_sft."""
-    return dump(TuneStage(**getattr(run, stage).model_dump(), seed=run.seed))
+    """Subtree of a stage after base_train: mid_train, chat_sft or chat_rl."""
+    kind = ChatRlStage if stage == "chat_rl" else TuneStage
+    return dump(kind(**getattr(run, stage).model_dump(), seed=run.seed))
+
+
+def stage_tasks(run: Run, stage: str) -> list[tuple[str, str, str | None]]:
+    """(task, split, source) of everything that a stage after base_train reads."""
+    section = getattr(run, stage)
+    if isinstance(section, ChatRl):
+        return [(item.task, split, item.source) for item in section.tasks for split in ("rl", "validation")]
+    return [(item.task, item.split, item.source) for item in [*section.mixture, *section.validation]]
 
 
 def evaluate_config(run: Run, task: str) -> dict[str, Any]:

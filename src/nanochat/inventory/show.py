@@ -6,7 +6,7 @@ A folder of a training names its tokens, its tokenizer and, while it is not fini
 import json
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ class Document:
     tokens: int  # <|bos|> included
     learnt: int  # of them, those that the loss counts
     text: str
+    file: str | None = None  # of the chunk's text, where it was found
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Row:
         """For people."""
         said = [f"=== row {self.row}: {self.origin}"]
         for number, document in enumerate(self.documents, start=1):
-            said += [f"--- {number} of {len(self.documents)}: {document.tokens} tokens, {document.learnt} of them learnt", document.text]
+            origin = f", of {document.file}" if document.file else ""
+            said += [f"--- {number} of {len(self.documents)}: {document.tokens} tokens, {document.learnt} of them learnt{origin}", document.text]
         return said
 
     def to_json(self) -> str:
@@ -64,6 +66,8 @@ def rows(folder: Path, wanted: Sequence[int]) -> list[Row]:
     if said.stage in CONVERSATIONS:
         _require_unchanged(folder, {"tokenizer": said.path("tokenizer")})
         return _conversation_rows(folder, said.path("tokenizer"), wanted)
+    if said.stage == "chat_rl":
+        raise UserError(f"{folder}: learnt from answers that were drawn while it trained and that nobody kept; there are no rows to show")
     raise UserError(f"{folder}: made by stage {said.stage!r}, which reads no rows; give the folder of a training or of tokens")
 
 
@@ -137,20 +141,33 @@ def _text_rows(manifests: Sequence[Path], split: str, tokenizer_manifest: Path, 
     for row in wanted:
         chunk = int(np.searchsorted(starts, row, side="right")) - 1
         folder, ids = folders[source.chunks[chunk][0]], source.rows([row])[0]
-        learnt = np.arange(len(ids)) > 0  # nothing comes before the first
-        found.append(Row(row, f"row {row - starts[chunk]} of {folder}{_text_of(folder, split)}", _documents(ids, learnt, tokenizer)))
+        documents = _documents(ids, np.arange(len(ids)) > 0, tokenizer)  # nothing comes before the first
+        place, files = int(row - starts[chunk]), _text_of(folder, split)
+        text = f", text of {files[0].parent}: {', '.join(file.name for file in files)}" if files else ""
+        found.append(Row(row, f"row {place} of {folder}{text}", _with_files(documents, files, (place + 0.5) / source.chunks[chunk][1])))
     return found
 
 
-def _text_of(chunk: Path, split: str) -> str:
-    """Where the text of a chunk of tokens came from, as far as that can still be found."""
+def _text_of(chunk: Path, split: str) -> list[Path]:
+    """The files that a chunk of tokens was made from; none where they are gone, or others by now."""
     from nanochat.data.documents import text_files
 
     try:
-        files = text_files(_command_of(chunk).path("text"), split)
+        manifest = _command_of(chunk).path("text")
+        _require_unchanged(chunk, {"text": manifest})
+        return text_files(manifest, split)
     except UserError:
-        return ""
-    return f", text of {files[0].parent}: {', '.join(file.name for file in files)}" if files else ""
+        return []
+
+
+def _with_files(documents: tuple[Document, ...], files: Sequence[Path], at: float) -> tuple[Document, ...]:
+    """The documents, each with the file that it came from; `at`: where in the chunk their row lies, 0 to 1."""
+    from nanochat.inventory.shards import files_of
+
+    if not files:
+        return documents
+    names = files_of([document.text for document in documents], files, at)
+    return tuple(replace(document, file=name) for document, name in zip(documents, names, strict=True))
 
 
 def _conversation_rows(folder: Path, tokenizer_manifest: Path, wanted: Sequence[int]) -> list[Row]:

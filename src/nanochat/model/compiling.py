@@ -36,6 +36,11 @@ class CompiledGPT:
             model.hidden, dynamic=False, fullgraph=True, backend=backend
         )  # the loss is products in chunks already
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the compiler has not failed so far."""
+        return self._hidden != self.model.hidden
+
     def loss(self, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(summed cross entropy in nats, number of targets other than -1)."""
         if isinstance(self.model.windowed, FlexWindows):  # before the compiler looks, once per length

@@ -1,8 +1,8 @@
 """One more token for every row of a cache, on a CPU: the operations of the model, as few of them as there can be.
 
 For a single position a CPU spends more time on calling operations than on computing them. So here the three projections are one product,
-factors are plain numbers, sums go into the products, and attention is two products; `gpt` and `attention` hold the same steps for everything
-else, and tests compare the two.
+factors are plain numbers, and attention is two products; `gpt` and `attention` hold the same steps for everything else, and tests compare the
+two. Each weight lies as it is multiplied fastest by one or two rows, or by more of them: see `arranged`.
 
 Legend: B rows, C width, H heads, D channels of a head, K visible positions.
 """
@@ -19,18 +19,22 @@ from nanochat.model.gpt import GPT, Block
 from nanochat.model.kernels import is_plain_cpu
 from nanochat.model.layers import Embedding
 
+ROWS_IN_BLOCKS = 3  # measured: two rows are still faster without
+COLUMNS = 32  # of a block; measured: 16 to 128 differ by less than a tenth
+LEAST_COLUMNS = 8  # assumption: no model has so odd a width, and its blocks would be too narrow to be worth anything
+
 
 class Decoder:
-    """A model as it is now; make another one when it `is_outdated`. Call it without gradients.
+    """A model as it is now, for about so many rows at a time; make another one when it no longer `suits`. Call it without gradients.
 
-    It holds a second copy of a quarter of the weights in blocks and of the head: a CPU multiplies a few rows by the transposed head in half of the time.
+    It holds a second copy of the weights of blocks and of the head, and works for any number of rows, only slower for others.
     """
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: GPT, rows: int) -> None:
         self._model, config = model, model.config
-        self._versions = _versions(model)
-        self._head = model.head.weight.detach().t().contiguous()
-        self._layers = [_Layer(block) for block in model.blocks if isinstance(block, Block)]
+        self._versions, self._in_blocks = _versions(model), rows >= ROWS_IN_BLOCKS
+        self._head = arranged(model.head.weight, in_blocks=self._in_blocks)
+        self._layers = [_Layer(block, in_blocks=self._in_blocks) for block in model.blocks if isinstance(block, Block)]
         self._half, self._epsilon = config.head_dim // 2, torch.tensor(torch.finfo(model.dtype).eps, dtype=model.dtype)
         self._cos = torch.cat([model.cos, model.cos], dim=-1).to(model.dtype)  # (T, 1, D)
         self._sin = torch.cat([model.sin, -model.sin], dim=-1).to(model.dtype)
@@ -46,14 +50,13 @@ class Decoder:
         weight = model.head.weight
         return weight.dtype == model.dtype and is_plain_cpu(weight) and all(type(block.attention) is FullAttention for block in model.blocks)
 
-    @property
-    def is_outdated(self) -> bool:
-        """Whether a weight was changed, as training does."""
-        return self._versions != _versions(self._model)
+    def suits(self, rows: int) -> bool:
+        """Whether it is made for so many rows, and no weight was changed since, as training does."""
+        return self._in_blocks == (rows >= ROWS_IN_BLOCKS) and self._versions == _versions(self._model)
 
     def logits(self, ids: Tensor, cache: KVCache) -> Tensor:
         """Logits (B, V) of the token after ids (B,), which continue the rows of the cache and are added to it."""
-        logits, cap = torch.mm(self.hidden(ids, cache), self._head)[:, : self._model.config.vocab_size], self._model.config.softcap
+        logits, cap = product(self.hidden(ids, cache), self._head)[:, : self._model.config.vocab_size], self._model.config.softcap
         return logits.div_(cap).tanh_().mul_(cap) if cap else logits
 
     def hidden(self, ids: Tensor, cache: KVCache) -> Tensor:
@@ -82,7 +85,7 @@ class Decoder:
     def _block(self, layer: "_Layer", number: int, x: Tensor, step: "_Step", value_embedding: Tensor | None) -> Tensor:
         B, heads, kv_heads = len(x), layer.heads, layer.kv_heads
         y = self._norm(x)
-        mixed = torch.mm(y, layer.projections).view(B, heads + 2 * kv_heads, -1)
+        mixed = product(y, layer.projections).view(B, heads + 2 * kv_heads, -1)
         turned, values = mixed[:, : heads + kv_heads], mixed[:, heads + kv_heads :]
         turned = torch.mul(turned, step.cos).addcmul_(turned.roll(self._half, -1), step.sin)
         if layer.qk_norm:
@@ -98,14 +101,40 @@ class Decoder:
         if hidden is not None:
             scores.view(B, kv_heads, heads // kv_heads, -1).masked_fill_(hidden, float("-inf"))
         attended = torch.bmm(torch.softmax(scores, dim=-1), kept)
-        x = torch.addmm(x, attended.view(B, -1), layer.output)
-        wide = torch.mm(self._norm(x), layer.up).relu_()
-        return torch.addmm(x, wide.mul_(wide), layer.down)
+        x = added_product(x, attended.view(B, -1), layer.output)
+        wide = product(self._norm(x), layer.up).relu_()
+        return added_product(x, wide.mul_(wide), layer.down)
 
     def _norm(self, x: Tensor) -> Tensor:
         """RMS norm over the last dimension, in four operations."""
         size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return x * torch.addcmul(self._epsilon, size, size, value=1 / x.shape[-1]).rsqrt_()
+
+
+def arranged(weight: Tensor, *, in_blocks: bool) -> Tensor:
+    """A weight (outputs, inputs) to multiply rows by, from the right; reports/log.md has what was measured.
+
+    One or two rows read a weight through, and fastest along its longer side: (inputs, outputs), lying one way or the other. For more of
+    them MKL's product of a few rows is no faster than its batched one, which is spared the repacking: (blocks, inputs, COLUMNS).
+    """
+    weight = weight.detach()
+    outputs, inputs = weight.shape
+    columns = math.gcd(outputs, COLUMNS)
+    if not in_blocks or columns < LEAST_COLUMNS:
+        return weight.t().contiguous() if outputs >= inputs else weight.t()
+    return weight.view(outputs // columns, columns, inputs).transpose(1, 2).contiguous()
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x (B, inputs) times a weight that is `arranged`: (B, outputs), contiguous."""
+    if weight.ndim == 2:
+        return torch.mm(x, weight)
+    return torch.bmm(x.expand(len(weight), -1, -1), weight).transpose(0, 1).reshape(len(x), -1)
+
+
+def added_product(base: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """`base` (B, outputs) plus the product."""
+    return torch.addmm(base, x, weight) if weight.ndim == 2 else product(x, weight).add_(base)
 
 
 def _versions(model: GPT) -> list[tuple[int, int]]:
@@ -116,15 +145,17 @@ def _versions(model: GPT) -> list[tuple[int, int]]:
 class _Layer:
     """Weights of a block, ready to be multiplied from the right."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, *, in_blocks: bool) -> None:
         attention, mlp = block.attention, block.mlp
         assert isinstance(attention, FullAttention)
         self.heads, self.kv_heads, self.qk_norm, self.window, self.scale = (
             *(attention.heads, attention.kv_heads, attention.qk_norm),
             *(attention.window, attention.scale),
         )
-        self.projections = torch.cat([attention.query.weight, attention.key.weight, attention.value.weight]).detach().t()
-        self.output, self.up, self.down = (linear.weight.detach().t() for linear in (attention.output, mlp.up, mlp.down))
+        projections = torch.cat([attention.query.weight, attention.key.weight, attention.value.weight])
+        self.projections, self.output, self.up, self.down = (
+            arranged(weight, in_blocks=in_blocks) for weight in (projections, attention.output.weight, mlp.up.weight, mlp.down.weight)
+        )
         self.gate = None if attention.gate is None else attention.gate.weight.detach().t()
         self.gate_inputs = 0 if attention.gate is None else attention.gate.inputs
 

@@ -60,6 +60,7 @@ class MuonAdamW:
             groups_pieces = zip(self.param_groups, pieces, strict=True)
             self.exchanges = [exchange_of(group["kind"], group["params"], of_group, rank, world_size) for group, of_group in groups_pieces]
         self._parts: list[list[Part]] = []  # by group, once gradients are reduced
+        self._is_prepared = False
         self._norms: list[list[Tensor]] = []  # by group; their norm is that of the group
 
     def own_piece(self, parameter: Tensor) -> Piece | None:
@@ -67,8 +68,10 @@ class MuonAdamW:
         return next((piece for piece in self.pieces[parameter] if piece.rank in (self.rank, EVERYBODY)), None)
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
-        self._parts = []
+        """Forget all gradients, and what was prepared of them."""
+        self._parts, self._is_prepared = [], False
+        for exchange in self.exchanges:
+            exchange.forget()
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
@@ -82,12 +85,22 @@ class MuonAdamW:
         self.start_reduce()
         return float(self.finish_reduce())
 
-    def start_reduce(self) -> None:
-        """Start to send everything."""
+    @torch.no_grad()
+    def prepare_reduce(self) -> None:
+        """Take the memory that `reduce` needs, before any rank waits for another: where it is short, `zero_grad` undoes it and nothing is changed."""
         self._parts = []
         self._present = [[parameter for parameter in group["params"] if parameter.grad is not None] for group in self.param_groups]
         for number, exchange in enumerate(self.exchanges):
-            exchange.start_reduce(self._present[number])
+            exchange.prepare(self._present[number])
+        self._is_prepared = True
+
+    def start_reduce(self) -> None:
+        """Start to send everything."""
+        if not self._is_prepared:
+            self.prepare_reduce()
+        self._is_prepared = False
+        for exchange in self.exchanges:
+            exchange.start_reduce()
 
     def finish_reduce(self) -> Tensor:
         """Wait, group by group, and take norms meanwhile; returns the norm of all gradients."""

@@ -78,9 +78,15 @@ class Matrices:
         self.rank, self.owner = rank, {parameter: piece[0].rank for parameter, piece in zip(parameters, pieces, strict=True)}
         self.waiting: list[dist.Work | None] = []
 
-    def start_reduce(self, parameters: Sequence[Tensor]) -> None:
-        """Send the gradients of `parameters` to their owners, summed."""
-        self.waiting = [dist.reduce(parameter.grad, dst=self.owner[parameter], async_op=True) for parameter in parameters if parameter.grad is not None]
+    def prepare(self, parameters: Sequence[Tensor]) -> None:
+        """Nothing to take memory for."""
+
+    def forget(self) -> None:
+        """Nothing was prepared."""
+
+    def start_reduce(self) -> None:
+        """Send the gradients to their owners, summed."""
+        self.waiting = [dist.reduce(parameter.grad, dst=owner, async_op=True) for parameter, owner in self.owner.items() if parameter.grad is not None]
 
     def reduced(self, parameters: Sequence[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
         """(parameter, its own piece, summed gradient of that) of what this rank owns; the other gradients are forgotten."""
@@ -118,12 +124,20 @@ class EndToEnd:
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         return torch.nn.functional.pad(flat, (0, self.length * self.ranks - flat.numel()))
 
-    def start_reduce(self, parameters: Sequence[Tensor]) -> None:
-        """Sum gradients, each rank its piece. What has none counts as 0 and is left alone afterwards."""
+    def prepare(self, parameters: Sequence[Tensor]) -> None:
+        """Lay the gradients end to end. What has none counts as 0 and is left alone afterwards."""
         self.whole = self._end_to_end([p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters])
         self.share = self.whole.new_empty(self.length)
         for parameter in self.parameters:
             parameter.grad = None  # from here on its memory is the buffer's
+
+    def forget(self) -> None:
+        """Give back what was prepared."""
+        self.whole = self.share = None
+
+    def start_reduce(self) -> None:
+        """Sum gradients, each rank its piece."""
+        assert self.share is not None and self.whole is not None
         self.waiting = [dist.reduce_scatter_single(self.share, self.whole, async_op=True)]
 
     def reduced(self, parameters: Sequence[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -165,11 +179,18 @@ class Copies:
         self.whole: Tensor | None = None
         self.waiting: list[dist.Work | None] = []
 
-    def start_reduce(self, parameters: Sequence[Tensor]) -> None:
-        """Sum gradients on all ranks."""
+    def prepare(self, parameters: Sequence[Tensor]) -> None:
+        """Lay the gradients end to end."""
         gradients = [parameter.grad.reshape(-1) for parameter in parameters if parameter.grad is not None]
-        if gradients:
-            self.whole = torch.cat(gradients)
+        self.whole = torch.cat(gradients) if gradients else None
+
+    def forget(self) -> None:
+        """Give back what was prepared."""
+        self.whole = None
+
+    def start_reduce(self) -> None:
+        """Sum gradients on all ranks."""
+        if self.whole is not None:
             self.waiting = [dist.all_reduce(self.whole, async_op=True)]
 
     def reduced(self, parameters: Sequence[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:

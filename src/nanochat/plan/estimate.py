@@ -1,6 +1,6 @@
 """How long training takes: model FLOPs over the speed that the cards are expected to reach, plus what stands beside it.
 
-    seconds = start-up + FLOPs / (GPUs x peak x utilisation) + validation + saving
+    seconds = start-up + FLOPs / (GPUs x peak x utilisation) + validation + saving (+ answers drawn, in reinforcement learning)
 
 Utilisation comes from published runs (`nanochat.hardware`), or from this machine's own finished stages where there are any: a
 measured rate always wins. Validation is a forward pass: a third of the FLOPs of training. docs/explanation/estimates.md compares
@@ -23,6 +23,9 @@ CPU_UTILISATION = 0.3  # measured with the quickstart on two cores: 44e9 each
 # of 561M parameters on 8 H100: 701 steps in 146 s, its start included
 UPDATE_S_PER_PARAM = 2e-10
 RENDER_S = 2e-4  # of one conversation, before training on a mixture begins; measured with the quickstart
+# one step of generation waits for some 40 small kernels per layer, whatever the card; assumption
+DECODE_S_PER_LAYER = 5e-4
+DECODE_CPU_SHARE = 0.3  # of a CPU's speed in training that is reached token by token; measured: a third, with 256 answers at a time at depth 4
 MARGIN = 1.15  # of the time asked from a scheduler over the estimate
 MINIMUM_RUNTIME_MIN = 30  # queues favour short jobs, but a slow file system at the start must not kill one
 USABLE = 0.95  # of a job's time: a stage stops before the limit to save its state (rules/shell.sh)
@@ -71,6 +74,9 @@ class TrainingWork:
     conversations: int = 0  # rendered and packed at the first start
     state_bytes: int = 0  # of a saved state: weights and optimizer
     save_every_s: float = 600.0
+    sampled_tokens: int = 0  # of answers drawn to learn from
+    sampled_columns: int = 0  # of these, those made one after another
+    depth: int = 0  # layers
 
     @property
     def flops(self) -> float:
@@ -101,10 +107,18 @@ class Duration:
 def training_duration(work: TrainingWork, machine: Machine) -> Duration:
     """Expected duration of a training stage."""
     training = machine.training_s(flops=work.flops, width=work.width, steps=work.steps, params=work.params)
+    training += sampling_s(work, machine)
     validation = machine.training_s(flops=work.validation_flops, width=work.width)
     saves = (training + validation) / work.save_every_s + 1
     start_up = machine.start_up_s + work.read_bytes / VERIFY_BYTES_PER_S + work.conversations * RENDER_S
     return Duration(start_up, training, validation, saves * work.state_bytes / SAVE_BYTES_PER_S)
+
+
+def sampling_s(work: TrainingWork, machine: Machine) -> float:
+    """Seconds of drawing answers: on a CPU by their tokens, on a GPU by the steps of generation, which wait for one another."""
+    if machine.accelerator is None:
+        return work.sampled_tokens * work.flops_per_token / 3 / DECODE_CPU_SHARE / machine.published_flops(work.width) / (machine.measured or 1.0)
+    return work.sampled_columns * work.depth * DECODE_S_PER_LAYER
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def _upstream(files: Sequence[str]) -> str:
             stages.append("fetch")
         elif parts[0] == "results" and len(parts) > 2:
             stages.append({"text": "prepare", "tokenizers": "tokenizer", "tokens": "tokenize"}.get(parts[1], "evaluate" if parts[2] == "scores" else parts[2]))
-    order = ("fetch", "prepare", "tokenizer", "tokenize", "base_train", "mid_train", "chat_sft", "evaluate")
+    order = ("fetch", "prepare", "tokenizer", "tokenize", "base_train", "mid_train", "chat_sft", "chat_rl", "evaluate")
     found = sorted(set(stages), key=lambda stage: order.index(stage) if stage in order else len(order))
     return f"{', '.join(found)} run{'s' * (len(found) == 1)} before it" if found else f"{_files(files)} is made before it"
 

@@ -13,7 +13,7 @@ from nanochat.plan.machine import Facts
 from nanochat.plan.planner import Estimate, Planner
 from nanochat.plan.work import TRAINING
 
-STAGES = ("fetch", "preflight", "prepare", "tokenizer", "tokenize", "base_train", "mid_train", "chat_sft", "evaluate", "report")
+STAGES = ("fetch", "preflight", "prepare", "tokenizer", "tokenize", "base_train", "mid_train", "chat_sft", "chat_rl", "evaluate", "report")
 HERE = ("fetch", "preflight")  # where snakemake itself runs: no scheduler limits them
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from nanochat.hardware import GIB
 from nanochat.plan.summary import Plan, Planned, fetches
+from nanochat.train.memory import NOT_COUNTED
 
 GROUPED = ("fetch", "prepare", "tokenize", "evaluate")  # stages of many similar jobs
 HEADINGS = ("run", "stage", "jobs", "hours", "GPUs", "GPU-hours", "price", "restarts", "disk")
@@ -20,6 +21,8 @@ def full(plan: Plan) -> str:
     lines = [_line(rows[0], widths)]
     for group, row in zip(groups, rows[1:], strict=True):
         lines += [_line(row, widths), *(f"    {line}" for line in _details(group))]
+    if any(item.estimate.memory_bytes for item in plan.jobs):
+        lines += ["", f"Memory of GPUs is that of uncompiled blocks in bf16; {NOT_COUNTED}"]
     if downloads := list(_downloads(plan)):
         lines += ["", "To fetch first", *(f"    {line}" for line in downloads)]
     if plan.up_to_date:

@@ -40,6 +40,7 @@ CONVERSATION_TOKENS = {
     "spelling_bee": 70,
     "simple_spelling": 24,
     "arithmetic": 24,
+    "long_arithmetic": 27,
     "identity": 26,
     "chitchat": 509,
     "conversations": 300,  # assumption: nobody knows the user's own before they are fetched
@@ -51,7 +52,7 @@ OTHER_QUESTION_TOKENS = 15
 # rows of splits that the registry does not state
 ROWS = {("smoltalk", "train"): 460_000, ("smoltalk", "test"): 24_000, ("identity", "train"): 459, ("identity", "test"): 32}
 ROWS |= {("conversations", "train"): 10_000}  # assumption, unless the mixture says rows:
-GENERATED = {"arithmetic": ARITHMETIC_ROWS, "spelling_bee": SPELLING_ROWS, "simple_spelling": SPELLING_ROWS}
+GENERATED = {"arithmetic": ARITHMETIC_ROWS, "long_arithmetic": ARITHMETIC_ROWS, "spelling_bee": SPELLING_ROWS, "simple_spelling": SPELLING_ROWS}
 PACKED = 0.98  # share of a row of packed conversations that is not padding
 
 

@@ -1,23 +1,23 @@
 """What each kind of job has to do, computed from the experiment alone: parameters, tokens, FLOPs, memory, disk."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from nanochat.config import Experiment, Run, TaskSettings, Tune, resolve_base_train
+from nanochat.config import ChatRl, Experiment, Run, TaskSettings, Tune, resolve_base_train
 from nanochat.model.config import ModelConfig
-from nanochat.plan.estimate import Machine, TrainingWork
+from nanochat.plan.estimate import DECODE_S_PER_LAYER, Machine, TrainingWork
 from nanochat.plan.texts import OTHER_QUESTION_TOKENS, PACKED, QUESTION_TOKENS, bytes_per_token, mixture_conversations, mixture_tokens, rows_of
+from nanochat.rl.plan import plan_rl
 from nanochat.tasks import TASKS
 from nanochat.train.memory import Memory, Setting, most_rows, optimizer_bytes, training_memory
 from nanochat.train.scaling import TrainingPlan, plan_base_train, plan_tune
 from nanochat.train.sizes import model_configs, shape_of
 
-TRAINING = ("base_train", "mid_train", "chat_sft")
+TRAINING = ("base_train", "mid_train", "chat_sft", "chat_rl")
 RESUME_SLOTS = 2  # states that a training stage keeps while it runs
-# one step of generation waits for some 40 small kernels per layer, whatever the card; assumption
-DECODE_S_PER_LAYER = 5e-4
 INFERENCE_UTILISATION = 0.3  # of the peak, in scoring whole rows; assumption
 BPB_ROWS = 4096  # rows of a validation shard that bits per byte reads without a limit; assumption
 CHARS_PER_S_TRAINING = 2e7  # of a vocabulary; published: 2e9 characters in 70 to 90 s
@@ -63,6 +63,8 @@ class Works:
         base = plan_base_train(resolve_base_train(run.base_train, run.recipe), shape_of(config, reference), **base_place)
         if stage == "base_train":
             return _described(section, config, base, setting, read_bytes=base.tokens * _token_bytes(config), keep_optimizer=True)
+        if stage == "chat_rl":
+            return _reinforced(section, config, base, place, setting)
         rows = mixture_rows(section, config)
         plan = plan_tune(stage, section.model_dump(mode="json"), base.to_dict(), shape_of(config, config), rows=rows, **place)
         conversations = mixture_conversations([*section.mixture, *section.validation])
@@ -89,6 +91,25 @@ def mixture_rows(section: Tune, config: ModelConfig) -> int:
     """Packed rows of a mixture, estimated."""
     tokens = mixture_tokens(section.mixture, config.vocab_size, config.sequence_len)
     return max(1, math.ceil(tokens / PACKED / config.sequence_len))
+
+
+def _reinforced(section: ChatRl, config: ModelConfig, base: TrainingPlan, place: Mapping[str, Any], setting: Setting) -> Training:
+    """chat_rl: its updates, as any training, and the answers that are drawn for them and for each validation."""
+    answer = min(section.max_new_tokens, config.sequence_len // 2)
+    questions = [QUESTION_TOKENS.get(item.task, OTHER_QUESTION_TOKENS) for item in section.tasks]
+    problems = sum(rows_of(item.task, "rl", source=item.source, rows=item.rows) or 0 for item in section.tasks)
+    row_tokens = min(config.sequence_len, max(questions) + answer)
+    rates, shape = base.to_dict(), shape_of(config, config)
+    plan = plan_rl(section.model_dump(mode="json"), rates, shape, problems=problems, row_tokens=row_tokens, **place)
+    training = _described(section, config, plan, setting, conversations=problems, keep_optimizer=False)
+    validations = training.work.validations + 1  # before the first update too
+    drawn = plan.rows_per_step * plan.steps
+    checked = section.validation_rows * section.validation_samples * validations
+    columns = [plan.steps * math.ceil(plan.rows_per_step / plan.ranks / section.rollout_rows)]
+    columns += [validations * math.ceil(section.validation_rows * section.validation_samples / plan.ranks / section.rollout_rows)]
+    sampled, made = (drawn + checked) * answer, sum(columns) * answer
+    work = replace(training.work, validations=0, sampled_tokens=sampled, sampled_columns=made, depth=config.depth)
+    return replace(training, work=work)
 
 
 def _token_bytes(config: ModelConfig) -> int:

@@ -132,8 +132,8 @@ def missing_bytes(needed: Iterable[Space], folder: Path) -> dict[str, int]:
     """{what: bytes} that are still to be written below `folder`: what is there as the experiment asks for it is left out."""
     left: dict[str, int] = {}
     for item in needed:
-        if not item.is_there(folder):
-            left[item.what] = left.get(item.what, 0) + item.bytes
+        if size := item.left(folder):
+            left[item.what] = left.get(item.what, 0) + size
     return left
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.config import STAGE_OF_PHASE, Experiment, Run, corpus_chunks, evaluated, evaluation_rows, task_sources
+from nanochat.config import STAGE_OF_PHASE, Experiment, Run, corpus_chunks, evaluated, evaluation_rows, stage_tasks, task_sources
 from nanochat.tasks import TASKS
 
 REFERENCES = ("gpt2_ranks", "cl100k_ranks")  # the tokenizers that ours is measured against
@@ -60,9 +60,8 @@ def data_uses(experiment: Experiment, runs: Iterable[str] | None = None) -> dict
 def _tasks(name: str, run: Run) -> Iterator[tuple[str, str, str | None, str]]:
     """(task, split, source) of every mixture and evaluation of a run, and what is made from it."""
     for phase in run.phases[1:]:
-        tune = getattr(run, STAGE_OF_PHASE[phase])
         made = f"results/{name}/{STAGE_OF_PHASE[phase]}/manifest.json"
-        yield from ((item.task, item.split, item.source, made) for item in [*tune.mixture, *tune.validation])
+        yield from ((*use, made) for use in stage_tasks(run, STAGE_OF_PHASE[phase]))
     for phase, task in evaluated(run):
         yield task, run.evaluate[task].split, run.evaluate[task].source, f"results/{name}/scores/{phase}/{task}.json"
 

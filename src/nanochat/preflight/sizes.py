@@ -44,6 +44,35 @@ class Space:
         """Whether it has been written below `folder` as the experiment now asks for it."""
         return (folder / self.marker).is_file() and all(_says(folder / file, config) for file, config in self.made_from.items())
 
+    def left(self, folder: Path) -> int:
+        """Bytes that are still to be written below `folder`."""
+        return 0 if self.is_there(folder) else self.bytes
+
+
+@dataclass(frozen=True)
+class SavedStates(Space):
+    """The states that a run saves while its stages train, one after another. Those that lie there are written over, but for one that is put aside."""
+
+    stages: Mapping[str, int] = field(default_factory=dict)  # folder -> bytes of its states, in their order
+
+    def left(self, folder: Path) -> int:
+        """Of the stage that needs most besides what its states take already."""
+        if self.is_there(folder):
+            return 0
+        needs, changed = [0], False
+        for place, size in self.stages.items():
+            changed = changed or not _says(folder / place / "config.json", self.made_from[f"{place}/config.json"])
+            needs.append(size - _given_up(folder / place / "resume", changed=changed))
+        return max(needs)
+
+
+def _given_up(resume: Path, *, changed: bool) -> int:
+    """Bytes of saved states that make room for others: those of this config, and of another config all but the newest, which replaces what is in old/."""
+    slots = [sum(file.stat().st_size for file in resume.glob(f"{name}.*safetensors")) for name in ("a", "b")]
+    if not changed or not any(slots):
+        return sum(slots)
+    return sum(slots) - max(slots) + sum(file.stat().st_size for file in resume.glob("old/*.safetensors"))
+
 
 def _says(file: Path, config: Any) -> bool:
     """Whether a stage left this configuration beside its results; one that cannot be read says nothing against it."""
@@ -105,5 +134,5 @@ def _models(experiment: Experiment) -> Iterator[Space]:
                 )
             }
             yield Space("models", training.kept_bytes, f"results/{name}/{stage}/manifest.json", dict(made_from))
-        resume = max(training.resume_bytes for training in trainings.values())
-        yield Space("resume states", resume, f"results/{name}/{stages[-1]}/manifest.json", made_from)
+        resume = {f"results/{name}/{stage}": training.resume_bytes for stage, training in trainings.items()}
+        yield SavedStates("resume states", max(resume.values()), f"results/{name}/{stages[-1]}/manifest.json", made_from, resume)

@@ -1,16 +1,51 @@
 """Where the results come from: machines, software, time and money, and the graph of manifests."""
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from nanochat.hardware import price_of
-from nanochat.history import cost_of
+from nanochat.history import Cost, cost_of, wall_seconds
 from nanochat.report import figures, graph, text
 from nanochat.report.document import Block, Bullets, Cell, Facts, Figure, Figures, Fold, Heading, Paragraph, Section, Table, cells
 from nanochat.report.inputs import PHASE_OF_STAGE as TRAINING_STAGES
 from nanochat.report.inputs import Artifact, Inputs, Training
-from nanochat.report.summary import money_cell, total_cost, total_seconds
+from nanochat.report.summary import money_cell, total_cost
+
+
+def header(inputs: Inputs, price: float) -> Facts | None:
+    """What made all of this, in a few lines: code, machines, software, when, at what price. None before anything has started."""
+    attempts: list[tuple[Artifact, dict[str, Any]]] = [(training, attempt) for training in inputs.trainings for attempt in training.attempts]
+    if not attempts:
+        return None
+    starts, ends = zip(*((attempt["start"], attempt.get("end") or attempt["start"] + wall_seconds(attempt)) for _, attempt in attempts), strict=True)
+    total = total_cost(inputs, price)
+    paid = money_cell(total)
+    rows = (
+        ("Code", _values(attempts, _git)),
+        ("Machine", _values(attempts, lambda attempt: f"{attempt.get('host', 'unknown')}, {_device(attempt) or 'device not recorded'}")),
+        ("Software", _values(attempts, _main_packages)),
+        ("Trained", Cell(f"{_moment(min(starts))} to {_moment(max(ends))} UTC", f"{text.duration(total.wall_s)} in {_attempts(total)}")),
+        ("Cost", Cell(paid.text, paid.note)),
+    )
+    return Facts(rows)
+
+
+def _moment(time: float) -> str:
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _attempts(cost: Cost) -> str:
+    return f"{cost.attempts} attempt{'s' * (cost.attempts != 1)}, {cost.unfinished} not finished"
+
+
+def _main_packages(attempt: Mapping[str, Any]) -> str | None:
+    packages = attempt.get("packages") or {}
+    return ", ".join(f"{name} {packages[key]}" for key, name in (("python", "Python"), ("torch", "torch"), ("nanochat", "nanochat")) if key in packages) or None
+
+
+CHARS_PER_TOKEN = 4  # the usual rule of thumb for code
 
 
 def environment_section(inputs: Inputs, price: float) -> Section:
@@ -76,10 +111,16 @@ def _distinct(attempts: list[tuple[Artifact, dict[str, Any]]], read: Callable[[M
     return Cell("; ".join(f"{value} ({text.listed(list(dict.fromkeys(stages)), 4)})" for value, stages in values.items()))
 
 
+def _values(attempts: list[tuple[Artifact, dict[str, Any]]], read: Callable[[Mapping[str, Any]], str | None]) -> Cell:
+    """Every value, without where it holds."""
+    values = list(dict.fromkeys(value for _, attempt in attempts if (value := read(attempt)) is not None))
+    return Cell("; ".join(values)) if values else text.unavailable("not recorded")
+
+
 def _price(attempts: list[tuple[Artifact, dict[str, Any]]], configured: float) -> Cell:
     devices = list(dict.fromkeys(str(attempt.get("device_name", "GPU")) for _, attempt in attempts if attempt.get("device") == "cuda"))
     if not devices:
-        return text.unavailable("no GPU was used, so no GPU price applies")
+        return text.unavailable("no GPU was used")
     origin = "from `report.gpu_hour_price`" if configured else "usual price; set `report.gpu_hour_price` for yours"
     return Cell(", ".join(f"{name} {text.money(price_of(name, configured))}" for name in devices), origin)
 
@@ -89,7 +130,7 @@ def _code_size() -> Cell:
     files = sorted(Path(__file__).parents[1].rglob("*.py"))
     contents = [file.read_text(encoding="utf-8") for file in files]
     characters, lines = sum(map(len, contents)), sum(content.count("\n") for content in contents)
-    return Cell(f"{lines:,} lines in {len(files)} files", f"{characters:,} characters")
+    return Cell(f"{lines:,} lines in {len(files)} files", f"{characters:,} characters, about {characters // CHARS_PER_TOKEN:,} tokens")
 
 
 def _time_table(inputs: Inputs, price: float) -> Table:
@@ -98,23 +139,29 @@ def _time_table(inputs: Inputs, price: float) -> Table:
     for item in (*inputs.sources, *inputs.tokenizers, *inputs.tokens):
         stories.setdefault(("all", item.stage), []).extend(item.attempts)
     rows = [_time_row(run, stage, attempts, price) for (run, stage), attempts in stories.items() if attempts]
-    rows += [_time_row(training.run, training.stage, training.attempts, price) for training in inputs.trainings]
-    evaluation = [score.content["seconds"] for score in inputs.scores if score.content.get("seconds") is not None]
-    if evaluation:
-        rows.append(cells("all", "evaluate", text.count(len(evaluation)), "-", text.duration(sum(evaluation)), Cell("-", "not counted")))
-    prepared = cost_of([attempt for attempts in stories.values() for attempt in attempts])
-    total = total_cost(inputs, price)
-    number, unfinished = total.attempts + prepared.attempts + len(evaluation), total.unfinished + prepared.unfinished
-    rows.append(cells("total", "", text.count(number), text.count(unfinished), text.duration(total_seconds(inputs)), money_cell(total)))
-    return Table(
-        ("Run", "Stage", "Attempts", "Not finished", "Time", "Cost"), tuple(rows), "Stages one after the other, every attempt included", text_columns=2
-    )
+    for run in inputs.runs:
+        rows += [_time_row(run, training.stage, training.attempts, price) for training in inputs.of_run(run)]
+        rows += [_time_row(run, "evaluate", evaluated, price) for evaluated in [evaluations(inputs, run)] if evaluated]
+    everything = [attempt for attempts in stories.values() for attempt in attempts]
+    everything += [attempt for training in inputs.trainings for attempt in training.attempts]
+    everything += [attempt for run in inputs.runs for attempt in evaluations(inputs, run)]
+    rows.append(_time_row("total", "", everything, price))
+    headers = ("Run", "Stage", "Attempts", "Not finished", "Time", "of it lost", "Cost")
+    caption = "Stages one after the other, every attempt included. Lost: in attempts that did not finish; a later one may have gone on from their state."
+    return Table(headers, tuple(rows), caption, text_columns=2)
+
+
+def evaluations(inputs: Inputs, run: str) -> list[dict[str, Any]]:
+    """The evaluations of a run as attempts: each states its seconds and where they were spent."""
+    found = [score.content for score in inputs.scores if score.run == run and score.content.get("seconds") is not None]
+    return [{**(content.get("provenance") or {}), "state": "finished", "start": 0.0, "wall_s": content["seconds"]} for content in found]
 
 
 def _time_row(run: str, stage: str, attempts: Sequence[Mapping[str, Any]], price: float) -> tuple[Cell, ...]:
-    cost = cost_of(attempts, price)
+    cost, lost = cost_of(attempts, price), cost_of([attempt for attempt in attempts if attempt.get("state") != "finished"])
     wall = Cell(text.duration(cost.wall_s)) if cost.attempts else text.unavailable("no attempt is recorded")
-    return cells(run, stage, text.count(cost.attempts), text.count(cost.unfinished), wall, money_cell(cost) if stage in TRAINING_STAGES else "-")
+    paid = money_cell(cost) if stage in (*TRAINING_STAGES, "evaluate", "") else Cell("-")
+    return cells(run, stage, text.count(cost.attempts), text.count(cost.unfinished), wall, text.duration(lost.wall_s) if lost.wall_s else "-", paid)
 
 
 def _time_figure(inputs: Inputs) -> Figure | None:

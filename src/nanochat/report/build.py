@@ -2,12 +2,16 @@
 
 from nanochat.config import PHASES, Report
 from nanochat.report import text
-from nanochat.report.background import environment_section, provenance_section
+from nanochat.report.background import environment_section, header, provenance_section
+from nanochat.report.compare import comparison_section
 from nanochat.report.configuration import configuration_section
+from nanochat.report.core import core_section
 from nanochat.report.data import data_section, tokenizer_section, tokens_section
-from nanochat.report.document import Document
+from nanochat.report.document import Document, Section
 from nanochat.report.inputs import Inputs
-from nanochat.report.summary import samples_section, scores_section, summary_section
+from nanochat.report.samples import samples_section
+from nanochat.report.scores import scores_section
+from nanochat.report.summary import summary_section
 from nanochat.report.training import training_section
 
 
@@ -15,8 +19,10 @@ def build_document(inputs: Inputs, config: Report) -> Document:
     """Results first, then how they came about."""
     price = config.gpu_hour_price
     trained = [section for phase in PHASES if (section := training_section(inputs, phase, price))]
-    sections = (
+    sections: tuple[Section | None, ...] = (
         summary_section(inputs, price),
+        comparison_section(inputs, price),
+        core_section(inputs),
         samples_section(inputs),
         scores_section(inputs),
         *trained,
@@ -28,4 +34,5 @@ def build_document(inputs: Inputs, config: Report) -> Document:
         provenance_section(inputs),
     )
     runs = text.listed(inputs.runs) or "none yet"
-    return Document(config.title, f"Runs: {runs}. Every number comes from a JSON file that a stage wrote; what is not there is said, never guessed.", sections)
+    said = f"Runs: {runs}. Every number comes from a JSON file that a stage wrote; what is not there is said, never guessed."
+    return Document(config.title, said, tuple(section for section in sections if section), header(inputs, price))

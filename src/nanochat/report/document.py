@@ -77,6 +77,25 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """One of several views of the same thing, chosen by the reader: (label, figures); `chosen` is shown first, and on paper. Needs no script."""
+
+    kind: ClassVar[str] = "choice"
+    name: str
+    question: str
+    options: tuple[tuple[str, Figures], ...]
+    chosen: int = 0
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Blocks side by side where the page is wide enough, below each other elsewhere."""
+
+    kind: ClassVar[str] = "beside"
+    blocks: "tuple[Block, ...]"
+
+
+@dataclass(frozen=True)
 class Samples:
     """One prompt and what each phase made of it: (phase, text)."""
 
@@ -110,7 +129,7 @@ class Code:
     text: str
 
 
-Block = Paragraph | Bullets | Facts | Table | Tiles | Figures | Samples | Heading | Fold | Code
+Block = Paragraph | Bullets | Facts | Table | Tiles | Figures | Choice | Beside | Samples | Heading | Fold | Code
 
 
 @dataclass(frozen=True)
@@ -124,11 +143,12 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """The whole report."""
+    """The whole report. `header`: what made it, above everything else."""
 
     title: str
     subtitle: str
     sections: tuple[Section, ...]
+    header: Facts | None = None
 
 
 def cells(*values: "str | Cell") -> tuple[Cell, ...]:

@@ -5,16 +5,16 @@ matplotlib draws with placeholder colours that become CSS variables, so that one
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from nanochat.report import text
 from nanochat.report.axes import thinned
+from nanochat.report.published import BY_OTHERS
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -22,7 +22,10 @@ INK, MUTED, LINE = "#010101", "#020202", "#030303"
 SERIES = ("#040401", "#040402", "#040403", "#040404", "#040405", "#040406")
 VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)"} | {color: f"var(--series-{index + 1})" for index, color in enumerate(SERIES)}
 DASHES = ("-", "--", ":", "-.")  # colours alone do not survive a black-and-white print
-MAX_POINTS = 400  # of a curve; longer ones show means of equal numbers of points
+MAX_POINTS = 400  # of a figure's curves together; longer ones show means of equal numbers of points
+LEAST_POINTS = 100  # of a curve, however many there are
+WIDTH = 4.8  # inches
+SPOKEN = 40  # bars that are read out
 
 
 @dataclass(frozen=True)
@@ -36,88 +39,103 @@ class Curve:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar, its interval and the level of guessing; None where there is none."""
+    """A bar, its interval and the level of guessing; None where there is none. `published`: not ours, drawn pale, named beside it."""
 
     group: str
     series: str
     value: float
     interval: tuple[float, float] | None = None
     baseline: float | None = None
+    published: bool = False
 
 
 def curves(name: str, lines: Sequence[Curve], *, x_label: str, y_label: str) -> str:
-    """Lines over a common axis, each thinned to at most 400 points."""
-    figure, axes = _start()
-    _draw(axes, lines, x_label, y_label)
-    if len(lines) > 1:
-        axes.legend(frameon=False, labelcolor=INK, fontsize=8)
-    return _finish(figure, name, f"{y_label} against {x_label}: {', '.join(line.name for line in lines)}")
-
-
-def panels(name: str, drawn: Mapping[str, Sequence[Curve]], *, y_label: str) -> str:
-    """The same runs over several axes, label -> lines, two panels in a row; a run that does not know an axis is missing there."""
-    figure, first = _start(width=7.4, height=2.6 * -(-len(drawn) // 2) + 0.3)
-    first.remove()
-    names = list(dict.fromkeys(line.name for lines in drawn.values() for line in lines))
-    shown: dict[str, Artist] = {}
-    for place, (x_label, lines) in enumerate(drawn.items()):
-        axes = figure.add_subplot(-(-len(drawn) // 2), 2, place + 1)
-        _style(axes)
-        _draw(axes, lines, x_label, y_label if place % 2 == 0 else "", names)
-        shown |= {name: artist for artist, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    known = [name for name in names if name in shown]
-    figure.legend([shown[name] for name in known], known, loc="outside upper center", ncols=min(4, len(known)), frameon=False, labelcolor=INK, fontsize=8)
-    return _finish(figure, name, f"{y_label} against {', '.join(drawn)}: {', '.join(names)}")
-
-
-def _draw(axes: "Axes", lines: Sequence[Curve], x_label: str, y_label: str, names: Sequence[str] = ()) -> None:
-    """Lines over one axis; `names`: the order that gives each its colour, if these are not all."""
-    order = names or [line.name for line in lines]
-    for line in lines:
-        index = order.index(line.name)
-        x, y = thinned(line.x, MAX_POINTS), thinned(line.y, MAX_POINTS)
+    """Lines over a common axis, each thinned to at most 400 points, fewer where there are many lines."""
+    columns, rows = _legend([line.name for line in lines])
+    height = 3.0 + 0.2 * rows
+    figure, axes = _start(height)
+    figure.subplots_adjust(left=0.7 / WIDTH, right=1 - 0.15 / WIDTH, bottom=0.45 / height, top=1 - (0.12 + 0.2 * rows) / height)  # inches
+    for index, line in enumerate(lines):
+        most = max(LEAST_POINTS, MAX_POINTS // len(lines))
+        x, y = thinned(line.x, most), thinned(line.y, most)
         color, dashes = SERIES[index % len(SERIES)], DASHES[index // len(SERIES) % len(DASHES)]
         axes.plot(x, y, label=line.name, color=color, linestyle=dashes, linewidth=1.4, marker="o" if len(x) <= 12 else None, markersize=3)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.xaxis.set_major_formatter(lambda value, _: text.large(value))
+    axes.xaxis.set_major_formatter(lambda value, _: text.axis(value))
     axes.grid(True, color=LINE, linewidth=0.6)
+    if len(lines) > 1:
+        figure.legend(loc="upper center", borderaxespad=0.1, ncols=columns, frameon=False, labelcolor=INK, fontsize=8)
+    return _finish(figure, name, f"{y_label} against {x_label}: {', '.join(map(_in_words, lines))}")
 
 
-def bars(name: str, data: Sequence[Bar], *, x_label: str, format_value: str = "{:.3f}", maximum: float | None = None) -> str:
-    """Horizontal bars in groups; whiskers are intervals, an upright tick is the level of guessing."""
+def _in_words(line: Curve) -> str:
+    """ "d4 from 8.318 to 4.051": what a reader hears who does not see the curve."""
+    return f"{line.name} from {line.y[0]:.4g} to {line.y[-1]:.4g}" if line.y else line.name
+
+
+def bars(name: str, data: Sequence[Bar], *, x_label: str, format_value: str = "{:.3f}") -> str:
+    """Horizontal bars in groups, without room for what a group does not have; whiskers are intervals, an upright tick is the level of guessing."""
     groups, series = list(dict.fromkeys(bar.group for bar in data)), list(dict.fromkeys(bar.series for bar in data))
-    figure, axes = _start(height=0.9 + 0.22 * len(groups) * (len(series) + 0.6))
-    thickness = 0.8 / len(series)
-    for bar in data:
-        place = groups.index(bar.group) + (series.index(bar.series) - (len(series) - 1) / 2) * thickness
-        color = SERIES[series.index(bar.series) % len(SERIES)]
-        label = bar.series if bar is next(b for b in data if b.series == bar.series) else None
-        axes.barh(place, bar.value, height=thickness * 0.86, color=color, label=label)
-        end = bar.value
-        if bar.interval:
-            end = max(end, bar.interval[1])
-            axes.plot(bar.interval, (place, place), color=INK, linewidth=1)
-        if bar.baseline is not None:
-            axes.plot((bar.baseline, bar.baseline), (place - thickness / 2, place + thickness / 2), color=INK, linewidth=1.8)
-        axes.annotate(format_value.format(bar.value), (end, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7, color=MUTED)
-    axes.set_yticks(range(len(groups)), groups)
-    axes.invert_yaxis()
+    thickness = 0.22 if len(series) <= 4 else 0.15  # inches
+    foreign = {bar.series for bar in data if bar.published}
+    legend = [name for name in series if name not in foreign]
+    colors = {name: LINE if name in foreign else SERIES[legend.index(name) % len(SERIES)] for name in series}
+    columns, rows = _legend([*legend, *([BY_OTHERS] if foreign else [])])
+    figure, axes = _start(0.75 + 0.2 * rows + thickness * (len(data) + 0.7 * len(groups)), layout="constrained")
+    place, middles = 0.0, []
+    named: set[str] = set()
+    for group in groups:
+        members = sorted((bar for bar in data if bar.group == group), key=lambda bar: series.index(bar.series))
+        middles.append(place + (len(members) - 1) / 2)
+        for bar in members:
+            label = BY_OTHERS if bar.published else bar.series
+            _bar(axes, bar, place, colors[bar.series], format_value, label=None if label in named else label)
+            named.add(label)
+            place += 1
+        place += 0.7
+    axes.set_yticks(middles, groups)
+    axes.set_ylim(place - 1, -0.8)
     axes.set_xlabel(x_label)
     axes.margins(x=0.12)
-    axes.set_xlim(left=0, right=maximum)
+    axes.set_xlim(left=min(0.0, *(min(bar.value, *(bar.interval or (0.0,))) for bar in data)) * 1.05)
     axes.grid(True, axis="x", color=LINE, linewidth=0.6)
     axes.set_axisbelow(True)
-    if len(series) > 1:
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(series), frameon=False, labelcolor=INK, fontsize=8)
-    return _finish(figure, name, f"{x_label} of {', '.join(groups)}")
+    if rows:
+        handles, labels = axes.get_legend_handles_labels()
+        order = sorted(range(len(labels)), key=lambda index: [*legend, BY_OTHERS].index(labels[index]))
+        shown = [handles[index] for index in order], [labels[index] for index in order]
+        figure.legend(*shown, loc="outside upper center", ncols=columns, frameon=False, labelcolor=INK, fontsize=8)
+    spoken = "; ".join(f"{bar.group}, {bar.series} {format_value.format(bar.value)}" for bar in data[:SPOKEN])
+    return _finish(figure, name, f"{x_label}: {spoken}" + ("; more in the table" if len(data) > SPOKEN else ""))
 
 
-def _start(width: float = 5.4, height: float = 3.2) -> "tuple[Figure, Axes]":
+def _legend(names: Sequence[str]) -> tuple[int, int]:
+    """(columns, rows) of a legend above a figure; a single name needs none."""
+    if len(names) < 2:
+        return 1, 0
+    widest = 0.45 + 0.075 * max(map(len, names))  # inches at 8 points
+    columns = max(1, min(len(names), int((WIDTH - 0.3) / widest)))
+    return columns, -(-len(names) // columns)
+
+
+def _bar(axes: "Axes", bar: Bar, place: float, color: str, format_value: str, *, label: str | None) -> None:
+    axes.barh(place, bar.value, height=0.86, color=color, edgecolor=MUTED if bar.published else color, linewidth=0.8, label=label)
+    end = max(0.0, bar.value)
+    if bar.interval:
+        end = max(end, bar.interval[1])
+        axes.plot(bar.interval, (place, place), color=INK, linewidth=1)
+    if bar.baseline is not None:
+        axes.plot((bar.baseline, bar.baseline), (place - 0.5, place + 0.5), color=INK, linewidth=1.8)
+    said = format_value.format(bar.value) + (f"  {bar.series}" if bar.published else "")
+    axes.annotate(said, (end, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7, color=MUTED)
+
+
+def _start(height: float, layout: Literal["constrained"] | None = None) -> "tuple[Figure, Axes]":
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout=layout)
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
     figure.patch.set_visible(False)

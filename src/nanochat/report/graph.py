@@ -49,7 +49,7 @@ def build(inputs: Inputs) -> Graph:
                     edges.append((owner[digest], key))
                 elif sentence := _unexplained(inputs, item, name, digest):
                     unexplained.append(sentence)
-    for (run, phase), scores in _score_groups(inputs.scores).items():
+    for (run, phase), scores in sorted(_score_groups(inputs.scores).items(), key=lambda group: (inputs.runs.index(group[0][0]), PHASES.index(group[0][1]))):
         done = sum(score.value is not None for score in scores)
         nodes.append(Node(f"scores {run} {phase}", len(COLUMNS) - 1, f"{phase.upper()} scores", f"{done} of {len(scores)} tasks, {run}"))
         training = inputs.training(run, phase)

@@ -92,6 +92,18 @@ class Score:
     unavailable: str | None
     content: dict[str, Any]
 
+    def items(self) -> dict[str, bool]:
+        """Row of the task, by its key or number -> whether it was answered right; empty where answers were not kept or are no matter of right or wrong."""
+        name = self.content.get("items")
+        file = self.path.parent / name if isinstance(name, str) else None
+        if file is None or not file.is_file():
+            return {}
+        try:
+            lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            return {str(line.get("key", line["index"])): line["right"] for line in lines if isinstance(line.get("right"), bool)}
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{file}: not the answers to a task ({error}); delete it and {self.path}, and run the evaluation again") from None
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -105,6 +117,7 @@ class Inputs:
     text: tuple[Artifact, ...]  # prepared: the judgement of a corpus, and its chunks
     missing: tuple[Missing, ...]
     evaluations: dict[str, dict[str, Any]]  # tokenizer name -> evaluation.json
+    contamination: dict[str, tuple[dict[str, Any], ...]] = field(default_factory=dict)  # corpus -> rows, one for each task
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -132,6 +145,7 @@ def read_inputs(
     tokens: Sequence[Path],
     sources: Sequence[Path],
     text: Sequence[Path] = (),
+    contamination: Sequence[Path] = (),
     runs: Sequence[str],
 ) -> Inputs:
     """Read every file. `runs` names the runs to show; empty: all. A wrong or damaged file is a UserError."""
@@ -143,6 +157,7 @@ def read_inputs(
         if run not in known:
             missing.append(Missing(f"run {run}", "no manifest of it was handed to this report", build_command(f"results/{run}/base_train/manifest.json")))
     read_tokenizers = _artifacts(tokenizers, "tokenizer", missing)
+    overlaps = {path.stem: rows for path in contamination if (rows := _contamination(path, missing))}
     return Inputs(
         trainings=tuple(trainings),
         scores=tuple(read_scores),
@@ -152,6 +167,7 @@ def read_inputs(
         text=_artifacts(text, "prepare", missing),
         missing=tuple(missing),
         evaluations={item.path.parent.name: json_beside(item.path.parent, "evaluation.json", {}) for item in read_tokenizers},
+        contamination=overlaps,
     )
 
 
@@ -202,6 +218,17 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines if line.strip()]
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON lines ({error}); delete it and run the stage that makes it again") from None
+
+
+def _contamination(path: Path, missing: list[Missing]) -> tuple[dict[str, Any], ...]:
+    if not path.is_file():
+        missing.append(Missing(f"contamination of corpus {path.stem}", f"{path} does not exist", build_command(path)))
+        return ()
+    content = read_json(path)
+    rows = content.get("rows", content.get("tasks")) if isinstance(content, dict) else content
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and {"task", "items", "items_with_overlap"} <= row.keys() for row in rows):
+        raise UserError(f"{path}: not a table of contamination; each row needs task, items and items_with_overlap")
+    return tuple(rows)
 
 
 def _score_place(path: Path) -> tuple[str, str]:

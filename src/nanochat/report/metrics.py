@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nanochat.eval.chatcore import CHATCORE as CHATCORE  # its users take it from here
+from nanochat.eval.chatcore import chatcore as centred_mean
 from nanochat.report.inputs import Score
 
-CHATCORE = {
-    "ChatCORE-5": ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval"),
-    "ChatCORE-6": ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval", "spelling_bee"),
-}
 TITLES = {
     "arc_easy": "ARC-Easy",
     "arc_challenge": "ARC-Challenge",
@@ -19,6 +17,7 @@ TITLES = {
     "spelling_bee": "SpellingBee",
     "simple_spelling": "SimpleSpelling",
     "arithmetic": "Arithmetic",
+    "long_arithmetic": "LongArithmetic",
     "identity": "Identity",
     "core": "CORE",
     "bpb": "bits per byte",
@@ -31,14 +30,30 @@ class Aggregate:
     """A mean over a named task list; `value` is None where `why` says what is missing."""
 
     value: float | None
+    interval: tuple[float, float] | None
     why: str
     tasks: tuple[str, ...]
-    limited: tuple[str, ...]  # tasks of which only a sample of the rows was used, in words
+    limited: tuple[str, ...]  # tasks of which only a sample of the rows was used
 
 
 def title(task: str) -> str:
     """The name that people know a task by."""
     return TITLES.get(task, task)
+
+
+def name_of(score: Score) -> str:
+    """What a score is called: CORE over fewer tasks than all carries their number, and is another metric."""
+    return str(score.content.get("name") or title(score.task)) if score.task == "core" else title(score.task)
+
+
+def metric_rows(scores: Mapping[tuple[str, str], Score]) -> list[tuple[str, dict[str, Score]]]:
+    """(place, task) -> score, where a place is a phase or a run, as rows of a table: (name, place -> score)."""
+    rows: dict[str, dict[str, Score]] = {}
+    for task in ordered({task for _, task in scores}):
+        for (place, of), score in scores.items():
+            if of == task:
+                rows.setdefault(name_of(score), {})[place] = score
+    return list(rows.items())
 
 
 def ordered(tasks: "list[str] | set[str]") -> list[str]:
@@ -48,28 +63,22 @@ def ordered(tasks: "list[str] | set[str]") -> list[str]:
 
 
 def chatcore(name: str, scores: Mapping[str, Score]) -> Aggregate:
-    """Mean of (score - baseline) / (1 - baseline) over the task list `name`; not available unless every task has a score."""
+    """Mean of the centred scores over the task list `name`; not available unless every task has a score."""
     tasks = CHATCORE[name]
-    lacking = [title(task) for task in tasks if task not in scores or scores[task].value is None]
-    if len(lacking) == len(tasks):
-        return Aggregate(None, "none of its tasks was scored", tasks, ())
-    if lacking:
-        return Aggregate(None, f"no score of {', '.join(lacking)}", tasks, ())
-    centered = []
-    for task in tasks:
-        value, baseline = scores[task].value, scores[task].baseline
-        if value is None or baseline is None:
-            return Aggregate(None, f"{title(task)} has no baseline", tasks, ())
-        centered.append((value - baseline) / (1 - baseline))
-    return Aggregate(sum(centered) / len(centered), "", tasks, tuple(limits(scores[task]) for task in tasks if limits(scores[task])))
+    found = centred_mean(name, {task: (score.value, score.interval) for task, score in scores.items()})
+    if found.value is None:
+        why = found.why if len(found.lacking) == len(tasks) else f"no score of {', '.join(map(title, found.lacking))}"
+        return Aggregate(None, None, why, tasks, ())
+    return Aggregate(found.value, found.interval, "", tasks, tuple(task for task in tasks if is_sampled(scores[task].content)))
+
+
+def centered_mean(values: Mapping[str, float], name: str) -> float | None:
+    """ChatCORE of bare scores, as published ones are; None unless every task has one."""
+    return centred_mean(name, {task: (value, None) for task, value in values.items()}).value
 
 
 def is_sampled(content: Mapping[str, Any]) -> bool:
-    """Whether the config's limit left rows out; a split with fewer rows than the limit was used whole."""
-    limit, n = content.get("limit"), content.get("n")
-    return limit is not None and (n is None or n >= limit)
-
-
-def limits(score: Score) -> str:
-    """ "MMLU: a sample of 200 rows" where the config limited the rows; empty where all were used."""
-    return f"{title(score.task)}: a sample of {score.content.get('n', score.content['limit']):,} rows" if is_sampled(score.content) else ""
+    """Whether the config's limit left rows out; a split with fewer rows than the limit was used whole. The limit of CORE is for each of its tasks."""
+    limit = content.get("limit")
+    sizes = [task.get("n") for task in content.get("tasks") or [content]]
+    return limit is not None and any(n is None or n >= limit for n in sizes)

@@ -27,6 +27,11 @@ def large(value: float) -> str:
     return count(value)
 
 
+def axis(value: float) -> str:
+    """A count below a curve, in little room: 800k, 1.2M, 3.92e+19."""
+    return f"{value / 1e3:.3g}k" if 1e4 <= value < 1e6 else large(value)
+
+
 def size(size_bytes: float) -> str:
     """Bytes in decimal units: 47.2 MB."""
     for scale, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):

@@ -1,13 +1,15 @@
 """One section per training stage, runs side by side: size, horizon, speed, validation, wall time with every attempt, curves."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from nanochat.artifacts import canonical_json
 from nanochat.history import Cost, cost_of, wall_seconds
 from nanochat.report import figures, text
 from nanochat.report.axes import AXES, series
-from nanochat.report.document import Block, Bullets, Cell, Figure, Figures, Fold, Paragraph, Section, Table, cells
+from nanochat.report.document import Beside, Block, Bullets, Cell, Choice, Figure, Figures, Fold, Paragraph, Section, Table, cells
 from nanochat.report.inputs import Inputs, Training
 from nanochat.report.summary import money_cell
 
@@ -34,9 +36,21 @@ COUNTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "min_val_bpb": ("minimum validation bits per byte", text.score),
     "final_val_bpb": ("final validation bits per byte", text.score),
 }
+LOSSES = frozenset({"first_loss", "final_loss", "final_val_loss"})  # nats per token, but of a policy gradient, whose size says nothing
+MOST_BESIDE = 3  # runs in a table that leaves room for curves beside it
+MOST_BAD_STEPS = 20
 LOGGED: dict[str, Callable[[Sequence[float]], float]] = {"min_val_bpb": min, "final_val_bpb": lambda values: values[-1]}  # also of an unfinished stage
 
+_CONVERSATIONS = "Validation is on held-out conversations here, so it cannot be compared with that of pretraining, which is on held-out text."
+VALIDATION = {
+    "mid": _CONVERSATIONS,
+    "sft": _CONVERSATIONS,
+    "rl": "Validation is on held-out problems of the training set: pass@k is the share of which at least one of k answers is right.",
+}
 MEASURED: dict[str, tuple[str, Callable[[Sequence[float]], str]]] = {
+    "mean reward, of the first and the last tenth of the steps": ("reward", lambda values: _first_and_last(values)),
+    "tokens of an answer, median": ("sequence_tokens", lambda values: text.count(round(_median(values)))),
+    "pass@1 on validation, first and last": ("pass@1", lambda values: f"{values[0]:.3f}, {values[-1]:.3f}"),
     "seconds per step, median": ("step_s", lambda values: text.duration(_median(values))),
     "of them fetching rows, median": ("data_share", lambda values: text.percent(_median(values))),
     "peak memory of rank 0": ("peak_rss_bytes", lambda values: text.size(max(values))),
@@ -58,11 +72,11 @@ def training_section(inputs: Inputs, phase: str, price: float) -> Section | None
     trainings = [training for training in trainings if training.finished or training.attempts or training.metrics]
     if not trainings:
         return Section(title, phase, tuple(blocks))
-    if phase != "base":
-        blocks.append(Paragraph("Validation is on held-out conversations here, so it cannot be compared with that of pretraining, which is on held-out text."))
-    blocks.append(Table(("", *(training.run for training in trainings)), _rows(trainings, price)))
-    drawn = curve_figures(trainings, phase)
-    blocks += [Figures(tuple(drawn))] if drawn else [Paragraph("Curves: not available, since fewer than two steps are logged.", "missing")]
+    if phase in VALIDATION:
+        blocks.append(Paragraph(VALIDATION[phase]))
+    table = Table(("Quantity", *(training.run for training in trainings)), _rows(trainings, price))
+    drawn = curves(trainings, phase) or Paragraph("Curves: not available, since fewer than two steps are logged.", "missing")
+    blocks += [*bad_steps(trainings), *([Beside((table, drawn))] if len(trainings) <= MOST_BESIDE else [drawn, table])]
     blocks += [Fold(f"Hyper-parameters of {stage}", (_hyper_parameters(trainings),)), Fold("Attempts", (_attempts(trainings),))]
     return Section(title, phase, tuple(blocks))
 
@@ -76,9 +90,13 @@ def _state(training: Training) -> str:
 
 
 def _rows(trainings: Sequence[Training], price: float) -> tuple[tuple[Cell, ...], ...]:
-    keys = [key for key in COUNTS if key in LOGGED or any(key in training.counts for training in trainings)]
+    validated = trainings[0].phase != "rl" or any_logged(trainings, "val_bpb")
+    keys = [key for key in COUNTS if (key in LOGGED and validated) or any(key in training.counts for training in trainings)]
+    keys = [key for key in keys if trainings[0].phase != "rl" or key not in LOSSES]
     keys += sorted({key for training in trainings for key, value in training.counts.items() if key not in COUNTS and isinstance(value, int | float)})
     rows = [cells(COUNTS[key][0] if key in COUNTS else key.replace("_", " "), *(_count_cell(training, key) for training in trainings)) for key in keys]
+    rows.append(cells("tokens per parameter", *(_per_parameter(training) for training in trainings)))
+    rows.append(cells("ranks", *(_ranks(training) for training in trainings)))
     rows.append(cells("tokens per second, median", *(_speed(training) for training in trainings)))
     rows.append(cells("utilisation", *(_utilisation(training) for training in trainings)))
     rows += [cells(name, *(_measured(training, key, words) for training in trainings)) for name, (key, words) in MEASURED.items() if any_logged(trainings, key)]
@@ -104,9 +122,27 @@ def _count_cell(training: Training, key: str) -> Cell:
     return Cell(COUNTS[key][1](value) if key in COUNTS else text.count(value))
 
 
+def _per_parameter(training: Training) -> Cell:
+    tokens, parameters = training.counts.get("tokens"), training.counts.get("parameters")
+    return (
+        Cell(f"{tokens / parameters:.3g}") if tokens and parameters else text.unavailable("not recorded" if training.finished else "the stage has not finished")
+    )
+
+
+def _ranks(training: Training) -> Cell:
+    """How many processes trained together; several numbers where attempts differed."""
+    numbers = dict.fromkeys(attempt.get("world_size", 1) for attempt in training.attempts)
+    return Cell(", ".join(map(text.count, numbers))) if numbers else text.unavailable("no attempt is recorded")
+
+
 def _median(values: Sequence[float]) -> float:
     ordered = sorted(values)
     return ordered[len(ordered) // 2]
+
+
+def _first_and_last(values: Sequence[float]) -> str:
+    tenth = max(1, len(values) // 10)
+    return f"{sum(values[:tenth]) / tenth:.3f}, {sum(values[-tenth:]) / tenth:.3f}"
 
 
 def _speed(training: Training) -> Cell:
@@ -130,27 +166,69 @@ def _utilisation(training: Training) -> Cell:
     return Cell(text.percent(_median(values))) if values else text.unavailable(unknown)
 
 
-def curve_figures(trainings: Sequence[Training], phase: str) -> list[Figure]:
-    """Loss and validation bits per byte: of one run against tokens (steps where none are logged), of several against each axis that all of them know."""
-    drawn = []
-    for key, label in (("loss", "training loss, nats per token"), ("val_bpb", "validation, bits per byte")):
-        lines = {AXES[axis].label: found for axis in AXES if (found := _lines(trainings, key, axis))}
-        if not any(len(line.x) > 1 for found in lines.values() for line in found):
+CURVES = {
+    "loss": "training loss, nats per token",
+    "val_bpb": "validation, bits per byte",
+    "reward": "mean reward of the sampled answers",
+}
+PREFERRED = "tokens"  # the axis that is shown first
+
+
+def curves(trainings: Sequence[Training], phase: str) -> Choice | None:
+    """Everything that can be drawn, over each axis that all runs know; the reader chooses the axis. None where fewer than two steps are logged."""
+    options = [(AXES[axis].label, Figures(drawn)) for axis in AXES if (drawn := tuple(_figures(trainings, phase, axis)))]
+    if not options:
+        return None
+    labels = [label for label, _ in options]
+    chosen = labels.index(AXES[PREFERRED].label) if AXES[PREFERRED].label in labels else 0
+    return Choice(f"axis-{phase}", "Curves over", tuple(options), chosen)
+
+
+def _figures(trainings: Sequence[Training], phase: str, axis: str) -> Iterator[Figure]:
+    unit = AXES[axis].label
+    for key, label in CURVES.items():
+        lines = _lines(trainings, key, axis)
+        if phase == "rl" and key == "loss":  # of a policy gradient: its size says nothing
             continue
-        if len(next(iter(lines.values()))) == 1:
-            unit = AXES["tokens"].label if AXES["tokens"].label in lines else AXES["step"].label
-            lines = {unit: lines[unit]}
-            svg = figures.curves(f"{phase}-{key}", lines[unit], x_label=unit, y_label=label)
-        else:
-            svg = figures.panels(f"{phase}-{key}", lines, y_label=label)
-        drawn.append(Figure(svg, f"{label[0].upper()}{label[1:]} against {text.listed(tuple(lines))}, {phase.upper()}."))
-    return drawn
+        if any(len(line.x) > 1 for line in lines):
+            svg = figures.curves(f"{phase}-{key}-{axis}", lines, x_label=unit, y_label=label)
+            yield Figure(svg, f"{label[0].upper()}{label[1:]}, over {unit}, {phase.upper()}.")
+    lines = _pass_at_k(trainings, axis)
+    if any(len(line.x) > 1 for line in lines):
+        svg = figures.curves(f"{phase}-pass-at-k-{axis}", lines, x_label=unit, y_label="validation, pass@k")
+        yield Figure(svg, f"Share of held-out problems that one of k answers solves, over {unit}, {phase.upper()}.")
 
 
 def _lines(trainings: Sequence[Training], key: str, axis: str) -> list[figures.Curve]:
     """A curve for each run that has logged `key`; none unless every one of them knows the axis."""
     lines = [figures.Curve(training.run, *series(training.metrics, key, axis)) for training in trainings if training.series(key)[0]]
     return lines if all(line.x for line in lines) else []
+
+
+def _pass_at_k(trainings: Sequence[Training], axis: str) -> list[figures.Curve]:
+    """Of one run every k; of several the smallest and the largest that all of them know."""
+    known = [{key for row in training.metrics for key in row if re.fullmatch(r"pass@\d+", key)} for training in trainings]
+    ks = sorted(set.intersection(*known) if known else (), key=lambda key: int(key.split("@")[1]))
+    if len(trainings) == 1:
+        return [figures.Curve(key, *found) for key in ks if (found := series(trainings[0].metrics, key, axis))[0]]
+    return [replace(line, name=f"{line.name}, {key}") for key in dict.fromkeys((*ks[:1], *ks[-1:])) for line in _lines(trainings, key, axis)]
+
+
+def bad_steps(trainings: Sequence[Training]) -> list[Block]:
+    """Steps whose loss or gradient was not finite or far above the others, and what was done about them."""
+    found = {(training.run, row["step"], row["bad_step"]): row for training in trainings for row in training.metrics if "bad_step" in row and "step" in row}
+    if not found:
+        return []
+    rows = [
+        cells(run, text.count(step), str(kind).replace("_", " "), str(row.get("action", "-")), str(row.get("why", "-")))
+        for (run, step, kind), row in found.items()
+    ]
+    shown = rows[:MOST_BAD_STEPS]
+    caption = f"The first {len(shown)} of {len(rows)} bad steps" if len(rows) > len(shown) else "Bad steps"
+    said = Paragraph(
+        f"{len(rows)} bad step{'s' * (len(rows) != 1)}: the rows that each held stand in metrics.jsonl, `nanochat data show` shows their text.", "missing"
+    )
+    return [said, Table(("Run", "Step", "Kind", "What was done", "Why"), tuple(shown), caption, text_columns=5)]
 
 
 def _hyper_parameters(trainings: Sequence[Training]) -> Block:

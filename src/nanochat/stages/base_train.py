@@ -26,7 +26,7 @@ from nanochat.errors import UserError
 from nanochat.model.gpt import GPT
 from nanochat.runtime import log
 from nanochat.stages.common import add_training_flags, read_stage_config, stage_parser
-from nanochat.stages.samples import TEXT_PROMPTS, Sampler
+from nanochat.stages.samples import Sampler
 from nanochat.stages.training import Work, finish, rows_that_fit, session, train, validation_hook, verify_files
 from nanochat.tasks.draw import sample_indices
 from nanochat.tokenizer import Tokenizer
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> None:
         # the rows that evaluation takes for the same limit: the two figures can be compared
         chosen = np.array(sample_indices(len(held_out), section.validation_rows, 0))
         validate = validation_hook(model, runtime, lambda places: next_token_pairs(held_out.rows(chosen[places])), len(chosen), tokenizer.token_bytes())
-        sampler = Sampler(model, tokenizer, {prompt: [tokenizer.bos, *tokenizer.encode(prompt)] for prompt in TEXT_PROMPTS})
+        sampler = Sampler.text(model, tokenizer)
         description = {"phase": "base", "tokenizer_sha256": tokenizer.sha256, "training": plan.to_dict()}
         counters = train(current, model, optimizer, plan, batches, resolved, description=description, validate=validate, sampler=sampler)
         finish(

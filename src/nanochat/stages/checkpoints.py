@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nanochat.artifacts import read_json, sha256_file, write_json, write_manifest
+from nanochat.artifacts import CHECKPOINTS, read_json, sha256_file, write_json, write_manifest
 from nanochat.errors import UserError
 from nanochat.model.gpt import GPT
 from nanochat.model.weights import DESCRIPTION, WEIGHTS
@@ -24,7 +24,6 @@ from nanochat.runtime import log
 from nanochat.train.loop import Counters
 from nanochat.train.tensorfile import write_tensors
 
-FOLDER = "checkpoints"
 STEP, BEST = "step", "best"
 
 
@@ -33,7 +32,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: Mapping[str, Any], model: GPT, identity: Mapping[str, Any], description: Mapping[str, Any]) -> None:
         """`identity`: stage, config and inputs, as write_manifest takes them; `description`: what model.json says besides architecture and step."""
-        self.folder, self.keep, self.model = folder / FOLDER, keep, model
+        self.folder, self.keep, self.model = folder / CHECKPOINTS, keep, model
         self.identity, self.description = identity, description
         self.thread = ThreadPoolExecutor(1, "keep")
         self.writing: Future[None] | None = None

@@ -167,7 +167,7 @@ def _numbered(name: str, flags: Namespace) -> dict[str, Path]:
 def _flags(arguments: list[str]) -> Namespace:
     parser = stage_parser(__doc__, "evaluate")
     parser.add_argument("--config", required=True, help="task and settings: JSON or a JSON file")
-    parser.add_argument("--model", type=Path, required=True, metavar="MANIFEST", help="of base_train, mid_train or chat_sft")
+    parser.add_argument("--model", type=Path, required=True, metavar="MANIFEST", help="of base_train, mid_train, chat_sft or chat_rl")
     parser.add_argument("--tokenizer", type=Path, required=True, metavar="MANIFEST", help="of stage tokenizer")
     parser.add_argument("--data", type=Path, nargs="*", default=[], metavar="MANIFEST", help="fetched sources of the task")
     parser.add_argument("--tokens", type=Path, nargs="*", default=[], metavar="MANIFEST", help="token chunks, for task bpb")

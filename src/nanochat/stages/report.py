@@ -26,7 +26,7 @@ def parser() -> StageParser:
     flags = stage_parser(__doc__, "report")
     flags.add_argument("--config", required=True, help="report: subtree, a JSON file or JSON text")
     for name, what in (
-        ("run-manifests", "manifests of base_train, mid_train, chat_sft: results/RUN/STAGE/manifest.json"),
+        ("run-manifests", "manifests of base_train, mid_train, chat_sft, chat_rl: results/RUN/STAGE/manifest.json"),
         ("scores", "results/RUN/scores/PHASE/TASK.json"),
         ("tokenizers", "manifests of tokenizers"),
         ("tokens", "manifests of token chunks"),
@@ -51,6 +51,7 @@ def main(arguments: list[str]) -> None:
         tokens=given.tokens,
         sources=given.sources,
         text=given.text,
+        contamination=given.contamination,
         runs=config.runs,
     )
     with own_matplotlib():

@@ -24,13 +24,15 @@ from nanochat.model.config import ModelConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.weights import DESCRIPTION, WEIGHTS, save_weights
 from nanochat.optim.muon_adamw import MuonAdamW
+from nanochat.rl.objective import Policy
+from nanochat.rl.rollouts import Rollouts
 from nanochat.runtime import Runtime, StopRequest, log, slurm_job_id
-from nanochat.stages.acceleration import accelerated, read_ahead
 from nanochat.stages.checkpoints import Checkpoints
 from nanochat.stages.samples import Sampler
+from nanochat.train.acceleration import accelerated, read_ahead
 from nanochat.train.batches import ConversationBatches, TextBatches
 from nanochat.train.host_memory import available_bytes
-from nanochat.train.loop import Counters, Settings, Trainer, Validation
+from nanochat.train.loop import Counters, Scores, Settings, Trainer, Validation
 from nanochat.train.memory import Setting, most_rows
 from nanochat.train.metrics import Heartbeat
 from nanochat.train.resume import FOLDER
@@ -238,14 +240,18 @@ def train(
     model: GPT,
     optimizer: MuonAdamW,
     plan: TrainingPlan,
-    batches: TextBatches | ConversationBatches,
+    batches: TextBatches | ConversationBatches | Rollouts,
     section: Mapping[str, Any],
     *,
     description: Mapping[str, Any],
-    validate: Callable[[], Validation | None],
+    validate: Callable[[], Validation | Scores | None],
     sampler: Sampler,
+    policy: Policy | None = None,
 ) -> Counters:
-    """Run the loop with the stage's settings. `description`: what the model.json of a model that is kept on the way says besides."""
+    """Run the loop with the stage's settings. `description`: what the model.json of a model that is kept on the way says besides.
+
+    `policy`: what learns in place of the model, from rows that are drawn from the model as it is at each step.
+    """
     work, runtime = current.work, current.runtime
     counts = model.config.parameter_counts()
     if runtime.is_main:
@@ -255,8 +261,9 @@ def train(
             f"started up in {time.monotonic() - current.started:.1f} s"
         )
     checkpoints = Checkpoints(work.folder, section["keep"], model, work.identity, description) if runtime.is_main else None
+    learner = accelerated(model, runtime, section, compile_=current.compile)
     trainer = Trainer(
-        *(accelerated(model, runtime, section, compile_=current.compile), optimizer, plan, read_ahead(batches, runtime, plan.steps), runtime),
+        *(policy or learner, optimizer, plan, batches if policy else read_ahead(batches, runtime, plan.steps), runtime),
         folder=work.folder,
         fingerprint=work.fingerprint,
         work={"stage": work.stage, "config": work.config, "inputs": work.input_hashes},
@@ -265,7 +272,8 @@ def train(
         validate=validate,
         sample=sampler.show,
         on_save=current.story.beat if current.story is not None else lambda: None,
-        row_ids=batches.row_ids,
+        row_ids=None if isinstance(batches, Rollouts) else batches.row_ids,
+        facts=(lambda: batches.facts) if isinstance(batches, Rollouts) else dict,
         keep=checkpoints.look if checkpoints is not None else lambda counters: None,
     )
     try:
@@ -281,6 +289,7 @@ def settings_of(current: Session, model: GPT, section: Mapping[str, Any]) -> Set
     return Settings(
         name=work.stage,
         validate_every=section["validate_every"],
+        validate_first=work.stage == "chat_rl",
         sample_every=section["sample_every"],
         save_every_s=section["save_every_s"],
         flops_per_token=model.config.flops_per_token(),
@@ -337,7 +346,8 @@ def finish(
         "final_loss": counters.final_loss,
         "final_val_bpb": counters.val_bpb,
         "final_val_loss": counters.val_loss,
-        **dict(counts) | ({"bad_steps_skipped": counters.passed_over} if counters.passed_over else {}),
+        **counts,
+        **counters.bad_steps,
     }
     artifacts.write_manifest(work.manifest, **work.identity, outputs=outputs, optional=[OPTIMIZER], counts=results)
     speed = plan.batch_tokens * counters.step / counters.elapsed_s if counters.elapsed_s else 0.0

@@ -42,6 +42,8 @@ class Line:
     job_state: str | None = None
     loss: float | None = None
     val_bpb: float | None = None
+    bad_steps: int | None = None  # of a training: losses that were not finite, or spikes
+    bad_steps_skipped: int | None = None  # of them
     log: str | None = None
     chunks: dict[str, int] | None = None  # of stages prepare and tokenize: how many in which state
     heartbeat: dict[str, Any] | None = None  # as it was written
@@ -120,6 +122,7 @@ def _queued(stage: str, run: str, job: slurm.Job) -> Line:
 
 def _line(files: StageFiles, verdict: Verdict, queue: slurm.Queue, now: float, log: Path | None) -> Line:
     counts = (files.manifest or {}).get("counts", {}) if verdict.state == "finished" else {}
+    bad = counts if verdict.state == "finished" else files.beat.content if files.beat else {}
     last, progress, job = files.last, files.last_progress, queue.jobs.get(files.job or "")
     return Line(
         *(files.run, files.stage, verdict.state, verdict.by),
@@ -135,6 +138,8 @@ def _line(files: StageFiles, verdict: Verdict, queue: slurm.Queue, now: float, l
         job_state=job.state if job else None,
         loss=_number(counts.get("final_loss", files.logged.get("loss", {}).get("loss"))),
         val_bpb=_number(counts.get("final_val_bpb", files.logged.get("val_bpb", {}).get("val_bpb"))),
+        bad_steps=_number(bad.get("bad_steps")),
+        bad_steps_skipped=_number(bad.get("bad_steps_skipped")),
         log=str(log) if log else None,
         heartbeat=files.beat.content if files.beat else None,
     )

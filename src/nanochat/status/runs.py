@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nanochat.config import PHASES
 from nanochat.errors import UserError
 from nanochat.hardware import accelerator, price_of
 from nanochat.history import cost_of, is_number, is_time, json_beside, seen_alive, unless_damaged
+from nanochat.names import PHASES
 from nanochat.report import text
 from nanochat.status.console import parser, positive, printing
 from nanochat.status.look import ask_slurm

@@ -73,6 +73,7 @@ def _besides(line: Line) -> list[str]:
     said = [f"loss {line.loss:.4f}"] if line.loss is not None else []
     if line.val_bpb is not None:
         said.append(f"validation {line.val_bpb:.4f} bpb")
+    said += bad_steps(line)
     if line.host and line.state != "finished":
         said.append(f"on {line.host}")
     if _job(line) and line.state != "finished":
@@ -80,6 +81,14 @@ def _besides(line: Line) -> list[str]:
     if line.attempts > 1 and line.chunks is None:
         said.append(f"attempt {line.attempts}")
     return said + ([line.why] if line.why else []) + ([line.log] if line.log else [])
+
+
+def bad_steps(line: Line) -> list[str]:
+    """3 bad steps, 2 of them skipped; nothing where there were none."""
+    if not line.bad_steps:
+        return []
+    skipped = f", {line.bad_steps_skipped} of them skipped" if line.bad_steps_skipped else ""
+    return [f"{line.bad_steps} bad step{'s' * (line.bad_steps > 1)}{skipped}"]
 
 
 def table(look: Look, width: int, height: int) -> "Group":
@@ -132,10 +141,10 @@ def _columns(width: int) -> "dict[str, Callable[[Line], RenderableType]]":
 
 
 def _place(line: Line) -> list[str]:
-    """Chunks, host, job and reason of what is not finished."""
+    """Chunks, bad steps, host, job and reason of what is not finished."""
     if line.state == "finished":
         return []
-    return [part for part in (_chunks(line), line.host or "", _job(line), line.why or "", line.log or "") if part]
+    return [part for part in (_chunks(line), *bad_steps(line), line.host or "", _job(line), line.why or "", line.log or "") if part]
 
 
 def _job(line: Line) -> str:

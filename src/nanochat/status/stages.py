@@ -5,10 +5,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nanochat.config import STAGE_OF_PHASE
-from nanochat.config.schema import NOT_A_RUN
 from nanochat.errors import UserError
 from nanochat.history import Beat, attempts_of, beat_of, last_logged, manifest_of, saved_step, unless_damaged
+from nanochat.names import NOT_A_RUN, STAGE_OF_PHASE
 from nanochat.report.text import duration
 from nanochat.status.holder import Holder, holder_of
 from nanochat.status.slurm import Job, Queue

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from nanochat.tasks.arithmetic import Arithmetic
+from nanochat.tasks.arithmetic import Arithmetic, LongArithmetic
 from nanochat.tasks.base import Task
 from nanochat.tasks.conversations import Chitchat, Conversations, SmolTalk
 from nanochat.tasks.gsm8k import Gsm8k
@@ -17,7 +17,7 @@ TASKS: dict[str, type[Task]] = {
     for task in (
         *(ArcEasy, ArcChallenge, Mmlu, OpenBookQa, CommonsenseQa),
         *(Gsm8k, HumanEval),
-        *(SpellingBee, SimpleSpelling, Arithmetic),
+        *(SpellingBee, SimpleSpelling, Arithmetic, LongArithmetic),
         *(Identity, Chitchat, SmolTalk, Conversations),
     )
 }

@@ -3,7 +3,10 @@
 A model of minutes cannot add by heart, not even 3 + 4; it can learn to copy the numbers into an expression.
 
 Every unordered pair of operands belongs to train or to test by its own hash, whatever the operation, wording and seed,
-so no test problem is ever trained on, not even turned around.
+so no test problem is ever trained on, not even turned around. A second hash shares train out between what reinforcement learning
+asks (split rl) and what it is measured on (split validation).
+
+`long_arithmetic` asks the same of numbers of up to four digits, which a model that has copied three at most seldom gets right.
 """
 
 import re
@@ -16,8 +19,10 @@ from nanochat.tasks.draw import Draw, keyed_number
 from nanochat.tasks.gsm8k import NUMBER, number_of
 
 TEST_SHARE = 10  # one pair in ten is a test pair
-DEFAULT_ROWS = {"train": 10_000, "test": 256}
+VALIDATION_SHARE = 10  # one pair of train in ten is never asked in reinforcement learning
+DEFAULT_ROWS = {"train": 10_000, "rl": 10_000, "validation": 256, "test": 256}
 LIMITS = {"+": (20, 999), "-": (20, 999), "*": (10, 99)}  # operation -> largest operand (of a small problem, of any)
+LONG_LIMITS = {"+": (9_999, 9_999), "-": (9_999, 9_999), "*": (999, 999)}
 SMALL_PERCENT = 30
 WORD_PROBLEM_PERCENT = 30
 
@@ -53,6 +58,14 @@ def pair_split(a: int, b: int) -> str:
     return "test" if keyed_number("arithmetic pair", min(a, b), max(a, b)) % TEST_SHARE == 0 else "train"
 
 
+def belongs(split: str, a: int, b: int) -> bool:
+    """Whether a pair of operands may be asked in `split`: train and test share none, nor do rl and validation, which share out train."""
+    if split in ("train", "test"):
+        return pair_split(a, b) == split
+    is_held_back = keyed_number("arithmetic validation", min(a, b), max(a, b)) % VALIDATION_SHARE == 0
+    return pair_split(a, b) == "train" and is_held_back == (split == "validation")
+
+
 def result_of(operation: str, a: int, b: int) -> int:
     """The right answer."""
     return {"+": a + b, "-": a - b, "*": a * b}[operation]
@@ -63,7 +76,8 @@ class Arithmetic(Task):
 
     name = "arithmetic"
     kind: ClassVar[Literal["categorical", "generative", "conversation"]] = "generative"
-    sources: ClassVar = {"train": (), "test": ()}
+    sources: ClassVar = {"train": (), "rl": (), "validation": (), "test": ()}
+    limits: ClassVar = LIMITS
 
     def __init__(self, split: str, *, files: Sequence[Path] = (), seed: int = 0, rows: int | None = None) -> None:
         """`files` are not read: the problems are generated."""
@@ -79,7 +93,7 @@ class Arithmetic(Task):
             raise IndexError(index)
         draw = Draw(self.name, self.split, self.seed, index)
         operation = draw.choice("+-*")
-        limit = LIMITS[operation][0 if draw.chance(SMALL_PERCENT) else 1]
+        limit = self.limits[operation][0 if draw.chance(SMALL_PERCENT) else 1]
         is_story = draw.chance(WORD_PROBLEM_PERCENT)
         wording = draw.choice((PROBLEMS if is_story else QUESTIONS)[operation])
         name, things = draw.choice(NAMES), draw.choice(THINGS)
@@ -87,7 +101,7 @@ class Arithmetic(Task):
             a, b = draw.between(2 if is_story else 0, limit), draw.between(2 if is_story else 0, limit)
             if operation == "-" and b > a:
                 a, b = b, a
-            if pair_split(a, b) == self.split:
+            if belongs(self.split, a, b):
                 return operation, a, b, wording.format(a=a, b=b, name=name, things=things)
 
     def conversation(self, index: int) -> Conversation:
@@ -103,3 +117,10 @@ class Arithmetic(Task):
         operation, a, b, _ = self.asked(index)
         numbers = LAST.findall(answer)
         return bool(numbers) and number_of(numbers[-1]) == result_of(operation, a, b)
+
+
+class LongArithmetic(Arithmetic):
+    """The same with longer numbers."""
+
+    name = "long_arithmetic"
+    limits: ClassVar = LONG_LIMITS

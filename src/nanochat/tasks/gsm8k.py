@@ -6,10 +6,12 @@ text. The robust one, reported beside it, compares values (18 is 18.00) and take
 
 import re
 from decimal import Decimal
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from nanochat.tasks.base import Conversation, RowTask, exchange, part
+from nanochat.tasks.draw import sample_indices
 
+VALIDATION_ROWS = 400  # of the 7,473 to train on
 CALL = re.compile(r"<<([^<>=]*)=([^<>]*)>>")
 NUMBER = r"-?\$?(?:[0-9][0-9,]*+(?:\.[0-9]++)?+|\.[0-9]++)(?![A-Za-z_])"
 FINAL = re.compile(rf"####[ \t]*\$?({NUMBER})")
@@ -65,7 +67,15 @@ class Gsm8k(RowTask):
     name = "gsm8k"
     version = "2"  # 2: the score is by the text after the mark, the comparison of values stands beside it
     kind: ClassVar[Literal["categorical", "generative", "conversation"]] = "generative"
-    sources: ClassVar = {"train": ("gsm8k_hf",), "test": ("gsm8k", "gsm8k_hf")}
+    sources: ClassVar = {"train": ("gsm8k_hf",), "rl": ("gsm8k_hf",), "validation": ("gsm8k_hf",), "test": ("gsm8k", "gsm8k_hf")}
+    source_splits: ClassVar = {"rl": "train", "validation": "train"}
+
+    def usable(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Of train, a fixed sample is held back from reinforcement learning (split rl) to measure it on (split validation)."""
+        if self.split not in ("rl", "validation"):
+            return rows
+        held_back = set(sample_indices(len(rows), min(VALIDATION_ROWS, -(-len(rows) // 5)), 0))
+        return [row for index, row in enumerate(rows) if (index in held_back) == (self.split == "validation")]
 
     def conversation(self, index: int) -> Conversation:
         row = self.rows[index]

@@ -1,7 +1,7 @@
 """Out of memory in an update: fewer rows at a time and more passes, the global batch as it was, and the update done again.
 
-Memory is short in a forward or backward pass, before any weight was changed, so an update can be repeated from its start. All ranks
-learn of it together, between the passes and the sum over ranks. While weights are changed nothing can be repeated: the run ends.
+Memory is short in a forward or backward pass, or for the buffers in which gradients are summed, before any weight was changed, so an update can be
+repeated from its start. All ranks learn of it together, before they exchange anything. While weights are changed nothing can be repeated: the run ends.
 """
 
 import contextlib
@@ -41,13 +41,13 @@ def is_shortage(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def noticed() -> Iterator[Shortage]:
-    """Note a shortage inside instead of failing, until `agree` is called. What was held for it is let go."""
+def noticed(may_be: bool = True) -> Iterator[Shortage]:
+    """Note a shortage inside instead of failing, until `agree` is called, unless it may not be. What was held for it is let go."""
     shortage = Shortage()
     try:
         yield shortage
     except (RuntimeError, MemoryError) as error:
-        if not is_shortage(error):
+        if not may_be or not is_shortage(error):
             raise
         shortage.met = True
 

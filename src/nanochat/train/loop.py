@@ -43,6 +43,13 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """What held-out problems say where the measure is no loss: values by name."""
+
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Settings:
     """When things happen besides updates. Counts are in updates; 0: only at the end."""
 
@@ -52,6 +59,7 @@ class Settings:
     save_every_s: float
     flops_per_token: int
     peak_flops: float | None = None  # of all ranks together; None: not known
+    validate_first: bool = False  # before the first update too
     on_bad_step: OnBadStep = field(default_factory=OnBadStep)
     log_every: int = 0  # norms of every group, and memory; 0: never
     mirrors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # kind -> its settings
@@ -85,6 +93,12 @@ class Counters:
     def smoothed_loss(self) -> float:
         """Exponential mean of the loss, unbiased from the first update on."""
         return self.smoothed / self.smoothed_weight if self.smoothed_weight else 0.0
+
+    @property
+    def bad_steps(self) -> dict[str, int]:
+        """What heartbeat and manifest say of bad steps: nothing where there were none."""
+        counts = {"bad_steps": self.non_finite_steps + self.spikes, "bad_steps_skipped": self.passed_over}
+        return {name: count for name, count in counts.items() if count}
 
     def add(self, update: Update, seconds: float) -> None:
         """Take one update into account."""
@@ -136,17 +150,19 @@ class Trainer:
         work: Mapping[str, Any] | None = None,
         settings: Settings,
         stop: StopRequest | None = None,
-        validate: Callable[[], Validation | None] = lambda: None,
+        validate: Callable[[], Validation | Scores | None] = lambda: None,
         sample: Callable[[Callable[[str], None]], object] = lambda say: None,
         on_save: Callable[[], None] = lambda: None,
         keep: Callable[[Counters], None] = lambda counters: None,
         row_ids: RowIds | None = None,
+        facts: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
-        """`validate` is called on every rank and returns the same on each; `sample`, with a way to print, and `keep` on rank 0; `row_ids` names rows."""
+        """`validate` is called on every rank and returns the same on each; `sample`, with a way to print, and `keep` on rank 0; `row_ids` names rows;
+        `facts` says more of the rows of the last update."""
         self.model, self.optimizer, self.plan, self.runtime = model, optimizer, plan, runtime
         self.batches = TimedBatches(batches)
         self.folder, self.settings, self.stop = folder, settings, stop if stop is not None else StopRequest()
-        self.validate, self.sample, self.keep, self.row_ids = validate, sample, keep, row_ids
+        self.validate, self.sample, self.keep, self.row_ids, self.facts = validate, sample, keep, row_ids, facts
         self.counters = Counters()
         self.progress = Progress(settings.name, steps=plan.steps, batch_tokens=plan.batch_tokens, quiet=not runtime.is_main)
         self.resume = ResumeFolder(folder, fingerprint, self.progress.say, work)
@@ -167,6 +183,9 @@ class Trainer:
             self.metrics = MetricsFile(self.folder, start, Mirrors(self.settings.mirrors, self.folder, self.settings.described, self.progress.say))
         self._beat("train")
         try:
+            if start == 0 and self.settings.validate_first:
+                self._validate()
+                progress.enter("first step")
             while self.counters.step < steps:
                 self._save_or_stop(self.stop.by_signal if self.counters.step == start else bool(self.stop))
                 self._update()
@@ -213,10 +232,13 @@ class Trainer:
             what = f"loss {update.loss:.4f}, lr x{update.lr_multiplier:.3f}, grad norm {update.grad_norm:.3f}"
         else:
             what = "skipped: no target to learn from"
+        facts = self.facts()
+        what = ", ".join([*(f"{name} {value:.4g}" for name, value in facts.items()), what])
         self.progress.update(self.counters.step, seconds, what)
-        if update.counted and self.metrics is not None:
-            measurements = {**measured.norms(), **memory(self.runtime.device)} if measured else {}
-            self.metrics.write(**self._line(update, seconds), **measurements)
+        if self.metrics is not None and (update.counted or facts):
+            measurements = {**measured.norms(), **memory(self.runtime.device)} if measured and update.counted else {}
+            line = self._line(update, seconds) if update.counted else {"step": self.counters.step}
+            self.metrics.write(**line, **facts, **measurements)
         if update.micro is not None and self.spiked:
             self.counters.add_bad("spike")
             self._tell_bad("spike", self.spiked, update.micro, self.counters.step, "ignored")
@@ -309,6 +331,11 @@ class Trainer:
             validation = self.validate()
         if validation is None:
             return
+        if isinstance(validation, Scores):
+            if self.metrics is not None:
+                self.metrics.write(step=self.counters.step, **validation.values)
+            self.progress.say(f"step {self.counters.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in validation.values.items()))
+            return
         if not math.isfinite(validation.loss):
             why = "the model itself is broken, which passing over a batch does not cure"
             raise UserError(f"step {self.counters.step}: validation loss is {validation.loss}; {why}; {self._kept()}; train with lower learning rates")
@@ -320,7 +347,8 @@ class Trainer:
     def _beat(self, phase: str) -> None:
         if self.heartbeat is not None:
             step, progress = self.counters.step, self.progress
-            self.heartbeat.beat(phase, step=step, steps=self.plan.steps, tokens_per_s=progress.tokens_per_s, eta_s=progress.eta_s(step))
+            speed = {"tokens_per_s": progress.tokens_per_s, "eta_s": progress.eta_s(step)}
+            self.heartbeat.beat(phase, step=step, steps=self.plan.steps, bad_steps=self.counters.bad_steps, **speed)
 
     # --- resume state ------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ Device = Literal["cpu", "cuda", "mps"]
 Recompute = Literal["none", "blocks"]
 
 GIB = 1 << 30
+NOT_COUNTED = "compiled blocks keep less, fp8 keeps less and works with more: neither is counted"
 LOGITS_AT_ONCE = 1 << 28  # of a GPU, as model/loss.py holds them; two buffers in fp32
 LOGITS_AT_ONCE_CPU = 1 << 20
 LEAST_ROWS_OF_LOGITS = 64

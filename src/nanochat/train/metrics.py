@@ -4,6 +4,8 @@ metrics.jsonl, one JSON object per line; `step` counts finished updates:
     {"step", "loss", "smoothed_loss", "lr_multiplier", "grad_norm", "tokens", "flops", "elapsed_s" (of all updates so far), "step_s",
      "data_share" (of step_s, spent on fetching rows), "tokens_per_s", "utilisation" (share of the peak speed, where it is known)}
     {"step", "val_bpb", "val_loss"}
+Reinforcement learning says of an update besides "reward", "sequence_tokens", "cut_off" and "degenerate_groups" (nothing but these where no group had
+anything to learn from), and of held-out problems {"step", "pass@1", ..., "validation_sequence_tokens"}.
 The first and every log_every-th update say besides, of each parameter group G: "grad_norm/G", "update_norm/G", "weight_norm/G", "update_ratio/G"
 (update / weights); and "peak_rss_bytes", on a GPU "peak_cuda_allocated_bytes" and "peak_cuda_reserved_bytes", of rank 0 in this attempt.
 """
@@ -12,7 +14,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -72,20 +74,22 @@ class MetricsFile:
 
 
 class Heartbeat:
-    """heartbeat.json: phase, step, steps, last_progress (Unix time), tokens_per_s, eta_s; rewritten every few seconds."""
+    """heartbeat.json: phase, step, steps, last_progress (Unix time), tokens_per_s, eta_s, and bad steps if there were any; rewritten every few seconds."""
 
     def __init__(self, folder: Path) -> None:
         self.path = Path(folder) / "heartbeat.json"
         self.written, self.phase = 0.0, ""
 
-    def beat(self, phase: str, *, step: int = 0, steps: int = 0, tokens_per_s: float = 0.0, eta_s: float | None = None) -> None:
+    def beat(
+        self, phase: str, *, step: int = 0, steps: int = 0, tokens_per_s: float = 0.0, eta_s: float | None = None, bad_steps: Mapping[str, int] | None = None
+    ) -> None:
         """Record a sign of life; written at once when the phase changes."""
         now = time.time()
         if phase == self.phase and now - self.written < HEARTBEAT_EVERY_S:
             return
         self.written, self.phase = now, phase
         content = {"phase": phase, "step": step, "steps": steps, "last_progress": now, "tokens_per_s": round(tokens_per_s, 1), "eta_s": eta_s}
-        write_json(self.path, content)
+        write_json(self.path, {**content, **(bad_steps or {})})
 
 
 class Progress:

@@ -7,20 +7,19 @@ counted target is harmless, and a token weighs the same wherever it stands.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nanochat import progress
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.runtime import Runtime
-from nanochat.train.fitting import noticed, unrepeatable
+from nanochat.train.copies import Rows as Rows  # batches are made of them
+from nanochat.train.copies import SentRows
+from nanochat.train.fitting import OutOfMemoryError, noticed, unrepeatable
 from nanochat.train.scaling import TrainingPlan
 from nanochat.train.schedule import lr_multiplier, momentum_at, weight_decay_multiplier
-
-Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Model(Protocol):
@@ -143,6 +142,7 @@ def make_update(
             summed, _ = model.loss(to_device(ids, runtime), to_device(targets, runtime))
             (summed / counted).backward()  # type: ignore[no-untyped-call]
             sums.append(summed.detach())
+        optimizer.prepare_reduce()
     shortage.agree(runtime)
     micro = MicroLosses(torch.stack(sums), local)
     loss = float(runtime.all_reduce(micro.sums.sum())) / counted
@@ -150,7 +150,7 @@ def make_update(
         raise BadStepError("non_finite", f"loss is {loss}", micro)
     if why := refuse(loss):
         raise BadStepError("spike", why, micro)
-    norm = optimizer.reduce()
+    norm = _reduced(optimizer, runtime)
     if plan.grad_clip and norm > plan.grad_clip:
         optimizer.scale_gradients(plan.grad_clip / norm)
     try:
@@ -161,7 +161,18 @@ def make_update(
     return Update(loss, norm, counted, multiplier, micro)
 
 
+def _reduced(optimizer: MuonAdamW, runtime: Runtime) -> float:
+    """Norm of the summed gradients. Nothing is changed yet, so a rank alone may begin again; one of several would leave the others waiting in an exchange."""
+    with noticed(runtime.world_size == 1) as shortage:
+        norm = optimizer.reduce()
+    if shortage.met:
+        raise OutOfMemoryError
+    return norm
+
+
 def to_device(rows: Rows, runtime: Runtime) -> Tensor:
-    """Rows (n, T) as a tensor where the model is; the copy overlaps with the CPU's work on a GPU."""
+    """Rows (n, T) as a tensor where the model is; the copy overlaps with the CPU's work on a GPU, or was started a step before."""
+    if isinstance(rows, SentRows) and rows.on_gpu is not None:
+        return rows.on_gpu.arrived()
     tensor = torch.from_numpy(rows)
     return tensor.pin_memory().to(runtime.device, non_blocking=True) if runtime.device.type == "cuda" else tensor.to(runtime.device)

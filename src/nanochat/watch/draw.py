@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from nanochat.report import text
 from nanochat.report.axes import AXES, is_quantity, series, thinned
 from nanochat.status.look import Line
-from nanochat.status.show import age, aligned
+from nanochat.status.show import age, aligned, bad_steps
 from nanochat.watch.logs import Log
 
 COLOURS = ("cyan", "yellow", "magenta", "green", "red", "blue", "white")
@@ -77,7 +77,8 @@ def _numbers(logs: Sequence[Log], lines: Sequence[Line | None], look: Look) -> l
         from plotille import color
 
         table[1:] = [color(line[:2], fg=COLOURS[place % len(COLOURS)]) + line[2:] for place, line in enumerate(table[1:])]
-    return table + [f"{log.run}: {line.why}" for log, line in zip(logs, lines, strict=True) if line is not None and line.why]
+    known = [(log.run, line) for log, line in zip(logs, lines, strict=True) if line is not None]
+    return table + [f"{run}: {', '.join(said)}" for run, line in known if (said := [*bad_steps(line), *([line.why] if line.why else [])])]
 
 
 def _row(place: int, log: Log, line: Line | None, look: Look) -> tuple[str, ...]:

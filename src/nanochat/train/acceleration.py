@@ -1,4 +1,4 @@
-"""What a training stage does for speed and memory on the device it has: compiled blocks, windowed attention, fp8, recomputation, rows ahead.
+"""What a training does for speed and memory on the device it has: compiled blocks, windowed attention, fp8, recomputation, rows ahead.
 
 Whatever was asked for and cannot be had here is said once, with what it costs, or refused in one sentence.
 """
@@ -12,6 +12,7 @@ from nanochat.errors import UserError
 from nanochat.model import compiling, fp8, windows
 from nanochat.model.gpt import GPT
 from nanochat.runtime import Runtime, log
+from nanochat.train.copies import Sender
 from nanochat.train.prefetch import Prefetched
 from nanochat.train.update import Batches, Model
 
@@ -56,5 +57,5 @@ def check_fp8(runtime: Runtime) -> None:
 
 
 def read_ahead(batches: Batches, runtime: Runtime, steps: int) -> Batches:
-    """On a GPU, rows of the next step while this one is computed; a CPU would only be taken from its work."""
-    return Prefetched(batches, steps) if runtime.device.type == "cuda" else batches
+    """On a GPU, rows of the next step are read and copied while this one is computed; a CPU would only be taken from its work."""
+    return Prefetched(batches, steps, Sender(runtime.device).send) if runtime.device.type == "cuda" else batches

@@ -1,0 +1,243 @@
+"""Runs beside each other, models on the same questions, and ours beside what others published."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from nanochat.config import PHASES
+from nanochat.history import cost_of
+from nanochat.report import figures, text
+from nanochat.report.document import Block, Bullets, Cell, Figure, Figures, Fold, Heading, Paragraph, Section, Table, cells
+from nanochat.report.inputs import Inputs, Score
+from nanochat.report.metrics import CHATCORE, LOWER_IS_BETTER, centered_mean, chatcore, is_sampled, metric_rows, name_of, ordered, title
+from nanochat.report.paired import paired
+from nanochat.report.published import BY_OTHERS, D20, GPT2, Published
+from nanochat.report.summary import ABSENT, metric_name, money_cell, of_phase, score_cell, texts_differ
+
+MOST_DRAWN = 8  # runs in the bars; the table has all
+SIGNIFICANT = 0.05
+PAIRED = (
+    "Both models answered the same questions. The difference is between the two shares of right answers, with its 95% interval; p is of McNemar's exact test, "
+    "the chance of so uneven a change if both were equally good. Of many comparisons one in twenty falls below 0.05 by luck alone."
+)
+
+
+def comparison_section(inputs: Inputs, price: float) -> Section | None:
+    """Several runs side by side, paired tests, published models; None where there is nothing to compare."""
+    blocks: list[Block] = []
+    if len(inputs.runs) > 1:
+        blocks += _runs(inputs, price)
+    blocks += _paired_tests(inputs)
+    blocks += _beside_published(inputs)
+    return Section("Comparison", "comparison", tuple(blocks)) if blocks else None
+
+
+def last_phases(inputs: Inputs) -> dict[str, str | None]:
+    """Run -> its last phase that has a score."""
+    return {run: next((phase for phase in reversed(PHASES) if of_phase(inputs.run_scores(run), phase)), None) for run in inputs.runs}
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def _runs(inputs: Inputs, price: float) -> list[Block]:
+    """The last phase of each run; CORE is that of the phase in which it was evaluated last."""
+    last = last_phases(inputs)
+    scores = {(run, task): score for run, phase in last.items() if phase for task, score in of_phase(inputs.run_scores(run), phase).items()}
+    for run in inputs.runs:
+        of_core = [score for phase in PHASES if (score := inputs.run_scores(run).get((phase, "core")))]
+        scores |= {(run, "core"): of_core[-1]} if of_core else {}
+    rows = [cells("last scored phase", *((last[run] or ABSENT).upper() for run in inputs.runs))]
+    for name, found in metric_rows(scores):
+        rows.append(cells(metric_name(name), *(score_cell(found.get(run)) for run in inputs.runs)))
+    for name in CHATCORE:
+        found_of = [chatcore(name, {task: score for (of, task), score in scores.items() if of == run}) for run in inputs.runs]
+        rows.append(cells(name, *map(score_cell, found_of)))
+    costs = [cost_of([attempt for training in inputs.of_run(run) for attempt in training.attempts], price) for run in inputs.runs]
+    rows.append(cells("training time", *(text.duration(cost.wall_s) if cost.attempts else text.unavailable("no attempt is recorded") for cost in costs)))
+    rows.append(cells("cost", *(money_cell(cost) for cost in costs)))
+    blocks: list[Block] = [Heading("Runs compared"), Table(("Metric", *inputs.runs), tuple(rows))]
+    if texts_differ(inputs):
+        blocks.append(Paragraph("The runs are validated on different texts: their bits per byte do not compare."))
+    if drawn := _bars_of_runs(scores, inputs.runs):
+        blocks.append(Figures((drawn,)))
+    return blocks
+
+
+def _bars_of_runs(scores: Mapping[tuple[str, str], Score], runs: Sequence[str]) -> Figure | None:
+    shown = runs[:MOST_DRAWN]
+    data = [
+        figures.Bar(name, run, score.value, score.interval, score.baseline or None)
+        for name, found in metric_rows(scores)
+        for run in shown
+        if (score := found.get(run)) and score.value is not None and score.task not in LOWER_IS_BETTER
+    ]
+    left_out = f" Of {len(runs)} runs the first {MOST_DRAWN} are drawn." if len(runs) > MOST_DRAWN else ""
+    caption = f"Last phase of each run. Line: 95% interval; upright tick: level of guessing.{left_out}"
+    return Figure(figures.bars("runs", data, x_label="score"), caption) if data else None
+
+
+# --- the same questions ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models on the rows of a task that both were asked."""
+
+    task: str
+    first: Score
+    second: Score
+    rows: int
+    difference: float
+    interval: tuple[float, float]
+    p: float
+
+
+def compared(first: Score, second: Score) -> Pair | None:
+    """The paired test of two scores; None where the answers to single rows are not there, or are of different versions of the task."""
+    answers = first.items(), second.items()
+    same = sorted(answers[0].keys() & answers[1].keys())
+    if not same or first.content.get("version") != second.content.get("version"):
+        return None
+    difference, interval, p = paired([answers[0][row] for row in same], [answers[1][row] for row in same])
+    return Pair(first.task, first, second, len(same), difference, interval, p)
+
+
+def _pairs(inputs: Inputs) -> Iterable[tuple[Score, Score]]:
+    """Each run's last phase against that of the first run, then each phase against the one before it."""
+    last = last_phases(inputs)
+    first, *others = inputs.runs or ("",)
+    for run in others:
+        ours, theirs = of_phase(inputs.run_scores(first), last[first] or ""), of_phase(inputs.run_scores(run), last[run] or "")
+        yield from ((ours[task], theirs[task]) for task in ordered(ours.keys() & theirs.keys()))
+    for run in inputs.runs:
+        scores = inputs.run_scores(run)
+        for task in ordered({task for _, task in scores}):
+            phases = [phase for phase in PHASES if (phase, task) in scores]
+            yield from ((scores[before, task], scores[after, task]) for before, after in pairwise(phases))
+
+
+def _paired_tests(inputs: Inputs) -> list[Block]:
+    pairs = [pair for first, second in _pairs(inputs) if (pair := compared(first, second))]
+    if not pairs:
+        return []
+    between = [pair for pair in pairs if pair.first.run != pair.second.run]
+    within = [pair for pair in pairs if pair.first.run == pair.second.run]
+    blocks: list[Block] = [Heading("On the same questions"), Paragraph(PAIRED)]
+    for found, caption in ((between, f"Runs against {inputs.runs[0]}"), (within, "Phases against the phase before")):
+        if found:
+            table = Table(("Task", "From", "To", "Questions", "Difference", "95% interval", "p"), tuple(map(_pair_row, found)), caption, text_columns=3)
+            blocks.append(Fold(f"{caption}: {len(found)} comparisons", (table,)) if len(found) > 20 else table)
+    return blocks
+
+
+def _pair_row(pair: Pair) -> tuple[Cell, ...]:
+    several = pair.first.run != pair.second.run
+    names = [f"{score.run}, {score.phase.upper()}" if several else f"{score.phase.upper()}, {score.run}" for score in (pair.first, pair.second)]
+    p = "< 0.0001" if pair.p < 0.0001 else f"{pair.p:.4f}"
+    interval = f"{pair.interval[0]:+.4f} to {pair.interval[1]:+.4f}"
+    note = "" if pair.p >= SIGNIFICANT else "better" if pair.difference > 0 else "worse"
+    return cells(name_of(pair.first), *names, text.count(pair.rows), f"{pair.difference:+.4f}", interval, Cell(p, note))
+
+
+# --- what others published -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Model:
+    """A line of the table: ours or one of theirs."""
+
+    name: str
+    phase: str
+    scores: dict[str, float]
+    notes: dict[str, str] = field(default_factory=dict)
+    origin: str = "this report"
+
+    @property
+    def published(self) -> bool:
+        """Whether it is not ours."""
+        return self.origin != "this report"
+
+
+COMPARABLE = ("core", *CHATCORE["ChatCORE-6"])
+
+
+def _ours(inputs: Inputs) -> list[Model]:
+    """Phases of each run with the scores whose metric is that of the published ones: of several runs the base and the last phase."""
+    last = last_phases(inputs)
+    found = []
+    for run in inputs.runs:
+        for phase in PHASES:
+            if len(inputs.runs) > 1 and phase not in ("base", last[run]):
+                continue
+            scores = {
+                task: score
+                for task, score in of_phase(inputs.run_scores(run), phase).items()
+                if task in COMPARABLE and score.value is not None and (task != "core" or name_of(score) == "CORE") and (phase != "base" or task == "core")
+            }
+            values = {task: score.value for task, score in scores.items() if score.value is not None}
+            notes = {task: f"sample of {score.content.get('n', 0):,}" for task, score in scores.items() if is_sampled(score.content)}
+            if values:
+                found.append(Model(run, phase, values, notes))
+    return found
+
+
+def _theirs(published: Iterable[Published]) -> list[Model]:
+    return [Model(item.name, item.phase, item.scores, origin=item.origin) for item in published]
+
+
+def _beside_published(inputs: Inputs) -> list[Block]:
+    """A table and bars beside GPT-2 and the published d20 runs; nothing where no metric of ours is the same."""
+    ours = _ours(inputs)
+    if not ours:
+        return []
+    theirs = _theirs((*GPT2, *D20))
+    tasks = [task for task in COMPARABLE if any(task in model.scores for model in ours)]
+    names = [name for name, members in CHATCORE.items() if set(members) & set(tasks)]
+    rows = [_model_row(model, tasks, names) for model in [*ours, *(model for model in theirs if set(tasks) & model.scores.keys())]]
+    sizes = "Theirs were trained on far more text: GPT-2 has 124M to 1.5B parameters, the d20 561M and 11.2B tokens."
+    said = f"Only metrics that are the same are shown. What is marked so was {BY_OTHERS}: repeated here, not measured, over all rows of a task. {sizes}"
+    headers = ("Model", "Phase", *(title(task) for task in tasks), *names)
+    origins = {model.name: model.origin for model in theirs if set(tasks) & model.scores.keys()}
+    sources = Bullets(tuple(f"{name}: {origin}" for name, origin in origins.items()))
+    blocks: list[Block] = [
+        Heading("Beside published models"),
+        Paragraph(said),
+        Table(headers, tuple(rows), text_columns=2),
+        Fold("Where they were published", (sources,)),
+    ]
+    return [*blocks, *([Figures(drawn)] if (drawn := tuple(_published_bars(ours, theirs, tasks))) else [])]
+
+
+def _model_row(model: Model, tasks: Sequence[str], names: Sequence[str]) -> tuple[Cell, ...]:
+    values = [Cell(text.score(model.scores[task]), model.notes.get(task, "")) if task in model.scores else Cell(ABSENT) for task in tasks]
+    means = [centered_mean(model.scores, name) for name in names]
+    name = Cell(model.name, BY_OTHERS if model.published else "")
+    return cells(name, model.phase.upper() or ABSENT, *values, *(ABSENT if mean is None else text.score(mean) for mean in means))
+
+
+def _published_bars(ours: Sequence[Model], theirs: Sequence[Model], tasks: Sequence[str]) -> Iterable[Figure]:
+    shown = list(dict.fromkeys(model.name for model in ours))[:MOST_DRAWN]
+    ours = [model for model in ours if model.name in shown]
+    if "core" in tasks:
+        models = [model for model in (*ours, *theirs) if "core" in model.scores]
+        data = [figures.Bar(_named(model), "published" if model.published else "ours", model.scores["core"], published=model.published) for model in models]
+        yield Figure(figures.bars("published-core", data, x_label="CORE"), f"CORE; pale: {BY_OTHERS}.")
+    phase = {model.name: model.phase for model in ours if model.phase != "base"}
+    beside = [model for model in theirs if model.phase == "sft"]
+    last = [model for model in ours if phase.get(model.name) == model.phase]
+    data = [
+        figures.Bar(title(task), _named(model), model.scores[task], published=model.published)
+        for task in tasks
+        if task != "core"
+        for model in (*last, *beside)
+        if task in model.scores
+    ]
+    if data:
+        yield Figure(
+            figures.bars("published-chat", data, x_label="score"), f"Tasks of ChatCORE, after supervised fine-tuning where not said; pale: {BY_OTHERS}."
+        )
+
+
+def _named(model: Model) -> str:
+    return f"{model.name} {model.phase.upper()}".strip()

@@ -1,0 +1,1 @@
+"""Reinforcement learning on problems with an answer that can be graded: problems, answers, objective, pass@k."""

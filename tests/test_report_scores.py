@@ -1,0 +1,287 @@
+"""What the report says of CORE, of parts and measures, of the same questions, of several runs, of reinforcement learning and of bad steps."""
+
+import json
+import re
+from collections.abc import Iterator
+from math import comb
+from pathlib import Path
+
+import pytest
+from page_checker import checked
+from report_files import answered, attempt, core_score, drawn_once, finished_run, inputs_of, manifest, pages, score, together, training
+
+from nanochat.artifacts import write_json, write_text
+from nanochat.errors import UserError
+from nanochat.report.compare import comparison_section
+from nanochat.report.metrics import centered_mean
+from nanochat.report.paired import paired
+from nanochat.report.published import D20, D20_CORE, GPT2
+from nanochat.report.training import curves
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _drawn_once() -> Iterator[None]:
+    with drawn_once():
+        yield
+
+
+def with_scores(files: dict[str, list[Path]], *more: Path) -> dict[str, list[Path]]:
+    """The files of a run and further scores."""
+    return {**files, "scores": [*dict.fromkeys([*files["scores"], *more])]}
+
+
+def table(markdown: str, beginning: str) -> dict[str, list[str]]:
+    """First cell -> the others, of the table whose header begins so."""
+    lines = markdown[markdown.index(beginning) :].split("\n\n")[0].splitlines()[2:]
+    return {row[0]: row[1:] for line in lines for row in [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("| "))]]}
+
+
+# --- CORE ------------------------------------------------------------------------------------------------------------
+
+
+def test_core_stands_in_the_summary_and_task_by_task_beside_the_published_run(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    markdown, html = pages(with_scores(files, core_score(tmp_path, "tiny", files["run_manifests"][0])))
+    assert table(markdown, "| Metric | BASE")["CORE"][0] == "0.1050 (0.080-0.120)"
+    rows = table(markdown, "| Task | tiny, BASE | d20, Dec 2025, published by others |")
+    assert rows["CORE"] == ["0.1050 (0.080-0.120)", "0.2054"]
+    assert rows["`boolq`"][1] == "-0.2329" and len(rows) == 23
+    assert "| `jeopardy` | multiple choice | 10 | 500 | 0.2575 | 0.2000 - 0.5000 | 0.25 | 0.0100 | 1.5 |" in markdown
+    assert 'id="core"' in html and checked(html).problems == []
+
+
+def test_limit_of_core_is_for_each_of_its_tasks(tmp_path: Path) -> None:
+    """500 rows of each task: a limit of 500 left rows out, one of 501 did not."""
+    files = finished_run(tmp_path)
+    for limit, is_sample in ((500, True), (501, False)):
+        markdown = pages(with_scores(files, core_score(tmp_path, "tiny", files["run_manifests"][0], limit=limit)))[0]
+        assert ("samples: 11,000 of CORE." in markdown) == is_sample and ("0.1050 (sample of 11,000)" in markdown) == is_sample
+
+
+def test_core_over_fewer_tasks_is_another_metric_and_names_what_is_missing(tmp_path: Path) -> None:
+    whole, part = finished_run(tmp_path, "whole"), finished_run(tmp_path, "part")
+    scores = [core_score(tmp_path, "whole", whole["run_manifests"][0]), core_score(tmp_path, "part", part["run_manifests"][0], tasks=14)]
+    markdown = pages(with_scores(together(whole, part), *scores))[0]
+    assert "CORE-14 of BASE, run part: over 14 of 22 tasks; not there: agi_eval_lsat_ar, " in markdown
+    rows = table(markdown, "| Metric | whole | part |")
+    assert rows["CORE"] == ["0.1050 (0.080-0.120)", "-"] and rows["CORE-14"] == ["-", "0.0650 (0.080-0.120)"]
+    beside = table(markdown, "| Model | Phase | CORE |")
+    assert beside["GPT-2 1.5B (published by others)"][1] == "0.2565"
+    assert "part | BASE" not in markdown  # CORE-14 stands beside no CORE
+
+
+def test_core_that_could_not_be_computed_says_why(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    failed = core_score(tmp_path, "tiny", files["run_manifests"][0], tasks=0, score=None, interval=None, unavailable="the logits are NaN", name="CORE")
+    markdown = pages(with_scores(files, failed))[0]
+    assert "CORE of BASE, run tiny: not available (the logits are NaN)." in markdown
+
+
+# --- parts, measures, contamination ------------------------------------------------------------------------------------
+
+
+def test_subjects_and_further_measures_are_shown_with_their_intervals(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    sft = files["run_manifests"][2]
+    parts = [{"name": "high_school_physics", "score": 0.25, "n": 8, "interval": [0.07, 0.59]}, {"name": "virology", "score": None, "n": 0, "interval": None}]
+    metrics = {"pass@1": {"score": 0.1, "n": 164, "interval": [0.06, 0.16]}, "pass@8": {"score": 0.2, "n": 164, "interval": [0.14, 0.27]}}
+    mmlu = score(tmp_path, "tiny", "sft", "mmlu", sft, parts=parts)
+    humaneval = score(tmp_path, "tiny", "sft", "humaneval", sft, metrics=metrics, interval_method="bootstrap")
+    markdown, html = pages(with_scores(files, mmlu, humaneval))
+    assert "| high school physics | 0.2500 (0.070-0.590) | 8 |" in markdown and "| virology | - | 0 |" in markdown
+    assert "<summary>MMLU in 2 parts</summary>" in html
+    assert "| HumanEval | pass@8 | - | - | 0.2000 (0.140-0.270) | - | 164 |" in markdown
+    assert "| HumanEval | SFT | 0.1000 | 0.0700 - 0.1400 (bootstrap) |" in markdown
+
+
+def test_evaluations_in_the_training_text_are_counted_and_a_wrong_table_is_refused(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    path = tmp_path / "results/contamination/tiny.json"
+    write_json(path, [{"task": "mmlu", "split": "test", "items": 200, "items_with_overlap": 3}, {"task": "gsm8k", "items": 100, "items_with_overlap": 50}])
+    markdown = pages({**files, "contamination": [path]})[0]
+    assert "| tiny | GSM8K | - | 100 | 50 | 50.0% |\n| tiny | MMLU | test | 200 | 3 | 1.5% |" in markdown
+    assert "Evaluations in the training text" not in pages(files)[0]
+    write_json(path, [{"task": "mmlu"}])
+    with pytest.raises(UserError, match="each row needs task, items and items_with_overlap"):
+        inputs_of({**files, "contamination": [path]})
+    missing = inputs_of({**files, "contamination": [tmp_path / "results/contamination/other.json"]}).missing
+    assert [item.what for item in missing] == ["contamination of corpus other"]
+
+
+# --- the same questions ------------------------------------------------------------------------------------------------
+
+
+def test_paired_test_is_exact_and_looks_at_changed_answers_alone() -> None:
+    """8 gained and 1 lost of 20: p = 2 (C(9,0) + C(9,1)) / 2^9 = 20 / 512. Agresti and Min: 7 / 22 +- 1.96 sqrt(10 - 49 / 22) / 22."""
+    before = [False] * 8 + [True] + [True] * 5 + [False] * 6
+    after = [True] * 8 + [False] + [True] * 5 + [False] * 6
+    difference, (low, high), p = paired(before, after)
+    assert difference == pytest.approx(7 / 20) and p == pytest.approx(2 * (comb(9, 0) + comb(9, 1)) / 2**9)
+    half = 1.959964 * (10 - 49 / 22) ** 0.5 / 22
+    assert (low, high) == (pytest.approx(7 / 22 - half), pytest.approx(7 / 22 + half))
+    assert paired(after, before)[0] == -difference and paired(after, before)[2] == pytest.approx(p)
+    assert paired(before, before) == (0.0, (pytest.approx(-low_of_none()), pytest.approx(low_of_none())), 1.0)
+
+
+def low_of_none() -> float:
+    """Half the interval when no answer of 20 changed."""
+    return 1.959964 / 22
+
+
+def test_many_changes_do_not_overflow() -> None:
+    difference, _, p = paired([False] * 3000 + [True] * 2000, [True] * 3000 + [False] * 2000)
+    assert difference == pytest.approx(0.2) and 0 < p < 1e-30
+
+
+def test_phases_and_runs_are_compared_on_the_same_questions(tmp_path: Path) -> None:
+    first, second = finished_run(tmp_path, "first"), finished_run(tmp_path, "second")
+    right = {"first": [True] * 5 + [False] * 15, "second": [True] * 15 + [False] * 5}
+    for files, run in ((first, "first"), (second, "second")):
+        answered(score(tmp_path, run, "sft", "mmlu", files["run_manifests"][2]), right[run])
+    earlier = answered(score(tmp_path, "second", "mid", "mmlu", second["run_manifests"][1]), right["first"])
+    markdown = pages(with_scores(together(first, second), earlier))[0]
+    assert "| MMLU | first, SFT | second, SFT | 20 | +0.5000 |" in markdown and "| 0.0020 (better) |" in markdown
+    assert "| MMLU | MID, second | SFT, second | 20 | +0.5000 |" in markdown
+    assert "ARC-Easy | first, SFT" not in markdown  # no answers to single rows are there
+
+
+def test_answers_to_different_versions_or_rows_are_not_compared_and_damage_is_named(tmp_path: Path) -> None:
+    files = [finished_run(tmp_path, run) for run in ("first", "second")]
+    paths = [answered(score(tmp_path, run, "sft", "mmlu", of["run_manifests"][2]), [True, False]) for run, of in zip(("first", "second"), files, strict=True)]
+    assert "On the same questions" in pages(together(*files))[0]
+    write_json(paths[1], {**json.loads(paths[1].read_text()), "version": "2"})
+    assert "On the same questions" not in pages(together(*files))[0]
+    write_json(paths[1], {**json.loads(paths[1].read_text()), "version": "1"})
+    paths[0].with_suffix(".items.jsonl").write_text('{"index": 0, "right": true}\n{"ind')
+    with pytest.raises(UserError, match=r"mmlu\.items\.jsonl: not the answers to a task"):
+        comparison_section(inputs_of(together(*files)), 0.0)
+
+
+# --- published models ----------------------------------------------------------------------------------------------------
+
+
+def test_published_chatcore_follows_from_the_published_scores() -> None:
+    """ChatCORE as its reports state it: of five tasks in October, of six in November and December 2025."""
+    stated = {("Oct 2025", "mid"): (0.0730, None), ("Oct 2025", "sft"): (0.0884, None), ("Nov 2025", "mid"): (0.1244, 0.2703)}
+    stated |= {("Nov 2025", "sft"): (0.1352, 0.2793), ("Dec 2025", "mid"): (0.1167, 0.2620), ("Dec 2025", "sft"): (0.1231, 0.2660)}
+    found = {(model.name.removeprefix("d20, "), model.phase): model.scores for model in D20}
+    for key, means in stated.items():
+        for name, value in zip(("ChatCORE-5", "ChatCORE-6"), means, strict=True):
+            mean = centered_mean(found[key], name)
+            assert mean == (None if value is None else pytest.approx(value, abs=1e-4)), (key, name)
+    assert sum(D20_CORE.values()) / 22 == pytest.approx(found["Dec 2025", "base"]["core"], abs=1e-4)
+    assert [model.scores["core"] for model in GPT2] == [0.1139, 0.1849, 0.2146, 0.2565]
+
+
+def test_published_scores_are_marked_and_shown_only_beside_the_same_metric(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    limited = score(tmp_path, "tiny", "sft", "mmlu", files["run_manifests"][2], limit=200)
+    markdown, html = pages(with_scores(files, limited))
+    rows = table(markdown, "| Model | Phase | ARC-Easy |")
+    assert rows["tiny"][:4] == ["SFT", "0.4000", "0.3000", "0.3100 (sample of 200)"]
+    assert rows["d20, Dec 2025 (published by others)"][-2:] == ["0.1231", "0.2660"]  # of SFT, the last of its rows
+    assert "GPT-2" not in table(markdown, "| Model | Phase | ARC-Easy |") and "published by others" in html
+    no_chat = {**files, "scores": [path for path in files["scores"] if path.stem == "bpb"]}
+    assert "published" not in pages(no_chat)[0]
+
+
+# --- several runs ---------------------------------------------------------------------------------------------------------
+
+
+def test_eight_runs_stay_readable(tmp_path: Path) -> None:
+    runs = [finished_run(tmp_path, f"run{number}") for number in range(8)]
+    markdown, html = pages(together(*runs))
+    page = checked(html)
+    assert page.problems == [] and page.open == [] and len(page.ids) == len(set(page.ids))
+    assert len(table(markdown, "| Metric | run0 | run1 |")["MMLU"]) == 8
+    assert all(f"<summary>Phases of run run{number}</summary>" in html and f"<summary>Run run{number}</summary>" in html for number in range(8))
+    assert html.count("<table>") < 100 and len(html) < 2_000_000
+    before_folds = html[html.index('id="samples"') :].split("<details>")[0]
+    assert all(f"<span>run{number}, SFT</span>" in before_folds for number in range(8))
+
+
+def test_samples_of_all_phases_stand_side_by_side(tmp_path: Path) -> None:
+    html = pages(finished_run(tmp_path))[1]
+    (block,) = re.findall(r'<div class="samples">.*?</div></div>', html[html.index('id="samples"') : html.index('id="scores"')].replace("\n", ""))
+    assert re.findall(r"<span>(\w+)</span>", block) == ["BASE", "MID", "SFT"]
+
+
+def test_cost_of_evaluations_and_lost_time_are_counted(tmp_path: Path) -> None:
+    """8 A100 for an hour that was lost and an hour that was not, and 36 s of one A100 for a score: 16 x 1.79 and 0.01 x 1.79."""
+    files = finished_run(tmp_path)
+    gpu = {"device": "cuda", "device_name": "NVIDIA A100-SXM4-80GB", "world_size": 8}
+    base = training(tmp_path, "tiny", "base", {}, attempts=[attempt("failed", 3600.0, **gpu), attempt(wall_s=3600.0, **gpu)])
+    one = score(tmp_path, "tiny", "base", "bpb", base, seconds=36.0, provenance={**gpu, "world_size": 1})
+    markdown = pages({**files, "run_manifests": [base], "scores": [one]})[0]
+    assert "| tiny | base_train | 2 | 1 | 2h00m | 1h00m | $28.64 (16 GPU-hours) |" in markdown
+    assert "| tiny | evaluate | 1 | 0 | 36 s | - | $0.02 (0.01 GPU-hours) |" in markdown
+    assert "- Code: 0123456789ab on main\n" in markdown and "- Cost: $28.64 (16 GPU-hours)\n" in markdown
+
+
+# --- reinforcement learning, bad steps --------------------------------------------------------------------------------------
+
+
+def with_metrics(path: Path, rows: list[dict[str, object]]) -> Path:
+    """A stage that has logged these lines besides."""
+    log = path.parent / "metrics.jsonl"
+    write_text(log, log.read_text(encoding="utf-8") + "".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def reinforced(root: Path, run: str) -> Path:
+    """A finished RL stage: rewards rise from .1 to .5, pass@k is measured at steps 1 and 40."""
+    rows: list[dict[str, object]] = [{"step": step, "reward": 0.1 + 0.01 * (step - 1), "sequence_tokens": 30} for step in range(1, 41)]
+    rows += [{"step": step, **{f"pass@{k}": 1 - (1 - rate) ** k for k in range(1, 9)}} for step, rate in ((1, 0.1), (40, 0.4))]
+    path = with_metrics(training(root, run, "rl", {}), rows)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**content, "counts": {**content["counts"], "final_loss": 0.01}})
+    return path
+
+
+def test_reinforcement_learning_has_its_curves_its_column_and_no_loss_in_nats(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    rl = reinforced(tmp_path, "tiny")
+    solved = score(tmp_path, "tiny", "rl", "gsm8k", rl, score=0.25)
+    markdown, html = pages({**with_scores(files, solved), "run_manifests": [*files["run_manifests"], rl]})
+    assert table(markdown, "| Metric | BASE")["GSM8K"][2:] == ["0.0500 (0.020-0.090)", "0.2500 (0.020-0.090)"]
+    assert "| mean reward, of the first and the last tenth of the steps | 0.115, 0.475 |" in markdown
+    assert "| pass@1 on validation, first and last | 0.100, 0.400 |" in markdown
+    section = html[html.index('id="rl"') : html.index('id="data"')]
+    assert (
+        "Mean reward of the sampled answers, over tokens, RL." in section and "Share of held-out problems" in section and "nats per token, over" not in section
+    )
+
+
+def test_pass_at_k_shows_every_k_of_one_run_and_the_ends_of_several(tmp_path: Path) -> None:
+    runs = [inputs_of({**finished_run(tmp_path, run), "run_manifests": [reinforced(tmp_path, run)]}).trainings[0] for run in ("one", "two")]
+    for trainings, names in ((runs[:1], {f"pass@{k}" for k in range(1, 9)}), (runs, {f"{run}, pass@{k}" for run in ("one", "two") for k in (1, 8)})):
+        choice = curves(trainings, "rl")
+        assert choice is not None
+        svg = choice.options[0][1].figures[-1].svg
+        assert set(re.findall(r">((?:\w+, )?pass@\d)<", svg)) == names
+
+
+def test_bad_steps_are_shown_once_with_what_was_done(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    assert "bad step" not in pages(files)[0]
+    bad: dict[str, object] = {"step": 7, "bad_step": "non_finite", "why": "the loss is nan", "action": "skipped", "rows": [1]}
+    with_metrics(files["run_manifests"][0], [bad, bad, {**bad, "step": 9, "bad_step": "spike", "why": "loss 9.1 is a spike"}])
+    markdown = pages(files)[0]
+    assert "2 bad steps: the rows that each held" in markdown
+    assert "| tiny | 7 | non finite | skipped | the loss is nan |\n| tiny | 9 | spike | skipped | loss 9.1 is a spike |" in markdown
+
+
+def test_stages_of_a_half_finished_run_name_their_commands(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    paths = [tmp_path / "results/tiny/chat_rl/manifest.json"]
+    markdown = pages(
+        {**files, "run_manifests": [*files["run_manifests"], *paths], "tokens": [*files["tokens"], tmp_path / "results/tokens/a.b/c/manifest.json"]}
+    )[0]
+    assert f"RL of run tiny: not built yet; build it with `snakemake --cores all {paths[0]}`" in markdown
+    assert f"build it with `snakemake --cores all {tmp_path}/results/tokens/a.b/c/manifest.json`" in markdown
+
+
+def test_user_source_states_its_licence(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    mine = manifest(tmp_path / "resources/mine/all", "fetch", config={"user": {"licence": "CC0"}}, counts={"rows": 5})
+    assert "| mine | all | CC0 | 5 |" in pages({**files, "sources": [mine]})[0]
