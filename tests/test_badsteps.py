@@ -24,7 +24,8 @@ from nanochat.recipes import RECIPES
 from nanochat.runtime import Runtime, StopRequest
 from nanochat.train.badsteps import MOST_IN_A_ROW, goes_on, spike
 from nanochat.train.batches import TextBatches
-from nanochat.train.loop import Counters, Settings, Trainer, Validation
+from nanochat.train.counters import Counters, Validation
+from nanochat.train.loop import Settings, Trainer
 from nanochat.train.scaling import TrainingPlan, plan_base_train
 from nanochat.train.sizes import shape_of
 from nanochat.train.state import own_state, own_weights

@@ -15,7 +15,7 @@ from nanochat.model.weights import load_model
 from nanochat.plan.work import Works
 from nanochat.recipes import RECIPES
 from nanochat.stages.checkpoints import Checkpoints
-from nanochat.train.loop import Counters, Validation
+from nanochat.train.counters import Counters, Validation
 
 ROOT = Path(__file__).parents[1]
 

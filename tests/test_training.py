@@ -17,7 +17,8 @@ from nanochat.model.gpt import GPT
 from nanochat.recipes import RECIPES
 from nanochat.runtime import Runtime, StopRequest
 from nanochat.stages.training import Session, Work, verify_files
-from nanochat.train.loop import Settings, Trainer, Validation
+from nanochat.train.counters import Validation
+from nanochat.train.loop import Settings, Trainer
 from nanochat.train.metrics import MetricsFile
 from nanochat.train.scaling import Shape, plan_base_train
 from nanochat.train.update import build_optimizer, make_update, positions_of, set_rates

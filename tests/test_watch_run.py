@@ -25,7 +25,8 @@ from nanochat.errors import Stopped, UserError
 from nanochat.runtime import StopRequest
 from nanochat.stages.training import wanted_mirrors
 from nanochat.train import measure
-from nanochat.train.loop import Trainer, Validation
+from nanochat.train.counters import Validation
+from nanochat.train.loop import Trainer
 from nanochat.train.measure import MeasuredOptimizer
 from nanochat.train.update import build_optimizer, make_update
 from nanochat.watch import command

@@ -34,7 +34,7 @@ from nanochat.stages.samples import Sampler
 from nanochat.stages.training import Work, finish, rows_that_fit, session, train
 from nanochat.stages.tuning import named_sources, read_parent, tuning_parser
 from nanochat.tokenizer import Tokenizer
-from nanochat.train.loop import Scores
+from nanochat.train.counters import Scores
 from nanochat.train.sizes import shape_of
 from nanochat.train.update import build_optimizer
 

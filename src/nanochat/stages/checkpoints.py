@@ -21,7 +21,7 @@ from nanochat.errors import UserError
 from nanochat.model.gpt import GPT
 from nanochat.model.weights import DESCRIPTION, WEIGHTS
 from nanochat.runtime import log
-from nanochat.train.loop import Counters
+from nanochat.train.counters import Counters
 from nanochat.train.tensorfile import write_tensors
 
 STEP, BEST = "step", "best"

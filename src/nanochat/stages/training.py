@@ -31,8 +31,9 @@ from nanochat.stages.checkpoints import Checkpoints
 from nanochat.stages.samples import Sampler
 from nanochat.train.acceleration import accelerated, read_ahead
 from nanochat.train.batches import ConversationBatches, TextBatches
+from nanochat.train.counters import Counters, Scores, Validation
 from nanochat.train.host_memory import available_bytes
-from nanochat.train.loop import Counters, Scores, Settings, Trainer, Validation
+from nanochat.train.loop import Settings, Trainer
 from nanochat.train.memory import Setting, most_rows
 from nanochat.train.metrics import Heartbeat
 from nanochat.train.resume import FOLDER
