@@ -138,6 +138,7 @@ include: "rules/mid_train.smk"
 include: "rules/chat_sft.smk"
 include: "rules/chat_rl.smk"
 include: "rules/evaluate.smk"
+include: "rules/contamination.smk"
 include: "rules/report.smk"
 
 refuse_unknown_rules()

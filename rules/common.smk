@@ -157,6 +157,17 @@ def task_data(run, task: str) -> list[str]:
     return [fetched(source) for source in experiments.task_sources(task, settings.split, settings.source)]
 
 
+def overlap_tables() -> list[str]:
+    """Tables of contamination that the report shows: of each corpus whose runs evaluate rows, if they are asked for."""
+    corpora = unique(EXPERIMENT.runs[name].corpus for name in reported_runs()) if EXPERIMENT.report.contamination else []
+    return [f"results/contamination/{corpus}.json" for corpus in corpora if experiments.evaluated_rows(EXPERIMENT, corpus)]
+
+
+def overlap_data(corpus: str) -> list[str]:
+    """Fetched manifests of what the reported runs on a corpus evaluate."""
+    return [fetched(source) for source in unique(source for rows in experiments.evaluated_rows(EXPERIMENT, corpus) for source in experiments.task_sources(*rows))]
+
+
 def model(run: str, phase: str, file: str) -> str:
     """A file of one phase of a run."""
     return f"results/{run}/{STAGE_OF_PHASE[phase]}/{file}"

@@ -2,6 +2,7 @@
 
 reads   the model, the tokenizer, the fetched data of the task; bits per byte: the validation tokens of the run's corpus
 writes  results/{run}/scores/{phase}/{task}.json
+        undeclared, so that it survives a failed attempt and asks nothing twice: answers/ and {task}.items.jsonl beside it
 """
 
 
@@ -48,6 +49,7 @@ rule evaluate_task:
             --tokens {input.tokens:q} \
             --score {output.score:q} \
             --device "$(device {resources.gpu} {resources.device})" \
-            --threads {threads} \
+            --ranks "$(ranks {resources.gpu})" \
+            --threads "$(threads_per_rank {threads} {resources.gpu})" \
             2>&1 | keep_log {log:q}
         """

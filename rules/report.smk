@@ -14,6 +14,7 @@ rule report_write:
         tokens=every_tokens(reported_runs()),
         sources=every_fetched(reported_runs()),
         text=prepared_text(reported_runs()),
+        contamination=overlap_tables(),
     output:
         markdown=report("results/report/report.md", caption="../reports/report.rst", category="Report", labels={"format": "Markdown"}),
         html=report("results/report/report.html", caption="../reports/report.rst", category="Report", labels={"format": "HTML"}),
@@ -39,6 +40,7 @@ rule report_write:
             --tokens {input.tokens:q} \
             --sources {input.sources:q} \
             --text {input.text:q} \
+            --contamination {input.contamination:q} \
             --markdown {output.markdown:q} \
             --html {output.html:q} \
             2>&1 | keep_log {log:q}

@@ -26,7 +26,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "rl": UPPER - {"rl", "train"} | {"optim", "launch"},
     "eval": UPPER - {"eval"} | {"optim", "launch", "progress"},
     "serve": UPPER - {"serve"} | {"optim", "launch", "progress"},
-    "report": UPPER - {"report"} | {"model", "optim", "engine", "tokenizer", "launch", "progress"},
+    "report": UPPER - {"report", "eval"} | {"model", "optim", "engine", "tokenizer", "launch", "progress"},
     "status": UPPER - {"status", "report"} | {"model", "optim", "engine", "tokenizer", "data", "tasks", "launch", "progress"},
     "plan": UPPER - {"plan", "train", "rl"} | {"optim", "engine", "tokenizer", "runtime", "launch", "progress"},
     "preflight": UPPER - {"preflight", "plan", "train", "rl"} | {"optim", "engine", "tokenizer", "launch", "progress"},
@@ -54,6 +54,7 @@ WITHOUT_TORCH = (
     *("nanochat.report", "nanochat.stages.report", "nanochat.stages.fetch", "nanochat.stages.prepare", "nanochat.stages.tokenizer"),
     "nanochat.stages.tokenize",
     *("nanochat.preflight", "nanochat.stages.preflight"),
+    *("nanochat.eval.chatcore", "nanochat.eval.paired", "nanochat.stages.compare", "nanochat.stages.contamination"),
 )
 ENVIRONMENT_READERS = {"nanochat.runtime"}  # the one module that may look at the environment
 

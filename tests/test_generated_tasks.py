@@ -1,5 +1,6 @@
 """Generated tasks: spelling, arithmetic and identity; what is asked, what is right, and that no test row is trained on."""
 
+import itertools
 from itertools import combinations_with_replacement
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from task_rows import WORDS, fetched_sources, jsonl, small_tokenizer
 from nanochat.tasks import open_task
 from nanochat.tasks.arithmetic import LIMITS, PROBLEMS, QUESTIONS, Arithmetic, pair_split
 from nanochat.tasks.base import answer_text
+from nanochat.tasks.common_words import COMMON_WORDS
 from nanochat.tasks.identity import HELD_OUT, Identity, normalized, own_rows
-from nanochat.tasks.spelling import SimpleSpelling, SpellingBee, usable_words, word_split
+from nanochat.tasks.spelling import ALPHABET, MAX_LETTERS, MIN_LETTERS, SimpleSpelling, SpellingBee, usable_words, word_split
 from nanochat.tokenizer import Tokenizer
 
 
@@ -54,28 +56,25 @@ def test_no_word_of_the_test_is_trained_on_whatever_the_seeds(task: type[SimpleS
     assert not asked["train"] & asked["test"] and asked["test"]
 
 
+@pytest.mark.parametrize("task", [SimpleSpelling, SpellingBee])
+def test_all_words_and_letters_that_can_be_asked_are_divided_between_train_and_test(task: type[SimpleSpelling] | type[SpellingBee], tmp_path: Path) -> None:
+    """Not a sample: everything that the generator can draw from, for every word of three letters, every common word and some more."""
+    given = {"".join(letters) for letters in itertools.product(ALPHABET, repeat=3)} | set(COMMON_WORDS) | set(WORDS)
+    files = [jsonl(tmp_path / "words.jsonl", [{"word": word} for word in sorted(given)])]
+    train, test = (task(split, files=files, rows=300) for split in ("train", "test"))
+    drawn = {split.split: {*split.words, *split.common, *split.short} for split in (train, test)}
+    usable = {word for word in given if MIN_LETTERS <= len(word) <= MAX_LETTERS}
+    assert drawn["train"].isdisjoint(drawn["test"]) and drawn["train"] | drawn["test"] == usable
+    assert {word_split(word) for word in drawn["test"]} == {"test"} and 0.08 < len(drawn["test"]) / len(usable) < 0.12
+    if task is SpellingBee:  # a question is a word and a letter
+        asked = {name: {(word, letter) for word in words for letter in ALPHABET} for name, words in drawn.items()}
+        assert asked["train"].isdisjoint(asked["test"])
+    for split in (train, test):
+        assert {split.word(split.draw(index)) for index in range(300)} <= drawn[split.split], "nothing else is drawn"
+
+
 def test_words_that_cannot_be_asked_are_left_out() -> None:
     assert set(usable_words(["ab", "abcdefghij", "it's", "Anna", "caf\u00e9", "fine", "fine", "x1y"], "train") + usable_words(["fine"], "test")) == {"fine"}
-
-
-@pytest.mark.parametrize(
-    ("answer", "right"),
-    [
-        ("banana:b,a,n,a,n,a", True),
-        ("b,a,n,a,n,a", True),
-        ("B, A, N, A, N, A.", True),
-        ("Sure!\nbanana: b, a, n, a, n, a\n", True),
-        ("banana", False),
-        ("", False),
-        ("b,a,n,a,n", False),
-        ("b,a,n,a,n,a,a", False),
-        ("b,a,n,a,n,a\nc,o,w", False),
-        ("b,\u0430,n,\u0430,n,\u0430", False),  # Cyrillic
-    ],
-)
-def test_simple_spelling_grades_the_letters(answer: str, right: bool, tmp_path: Path) -> None:
-    task = SimpleSpelling(word_split("banana"), files=[jsonl(tmp_path / "words.jsonl", [{"word": "banana"}])], rows=1)
-    assert task.grade(0, answer) is right
 
 
 def test_spelling_bee_spells_counts_and_checks_with_python(tmp_path: Path) -> None:
@@ -86,27 +85,6 @@ def test_spelling_bee_spells_counts_and_checks_with_python(tmp_path: Path) -> No
     assert parts[1] == {"type": "python", "text": f'"banana".count("{letter}")'}
     assert eval(parts[1]["text"]) == int(parts[2]["text"]) == word.count(letter)
     assert parts[0]["text"].rstrip().endswith(f"={word.count(letter)}") and parts[3]["text"] == f"\n#### {word.count(letter)}"
-
-
-@pytest.mark.parametrize(
-    ("answer", "right"),
-    [
-        ("#### {n}", True),
-        ("####{n}.", True),
-        ("#### {n}.0", True),
-        ("#### 9\n#### {n}", True),
-        ("#### {n} times", True),
-        ("{n}", False),
-        ("", False),
-        ("#### {n}\n#### 9", False),
-        ("#### -{n}", False),
-        ("#### \u0663", False),
-    ],
-)
-def test_spelling_bee_grades_the_count(answer: str, right: bool, tmp_path: Path) -> None:
-    task, index = bee(tmp_path, "banana")
-    word, letter, _ = task.asked(index)
-    assert task.grade(index, answer.format(n=word.count(letter))) is right
 
 
 def test_letters_are_single_tokens_when_a_word_is_spelt(tokenizer: Tokenizer) -> None:
@@ -188,28 +166,6 @@ def test_arithmetic_reads_commas_and_negative_numbers() -> None:
 
 
 # --- identity --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("answer", "right"),
-    [
-        ("I am nanochat, a small language model.", True),
-        ("My name is Nanochat!", True),
-        ("NANOCHAT", True),
-        ("No, I am not ChatGPT, I am nanochat.", True),
-        ("I'm nanochat. I was not made by OpenAI.", True),
-        ("I am nanochat", True),
-        ("I am a small language model.", False),
-        ("I am ChatGPT, not nanochat.", False),
-        ("My name is Claude. I know nanochat.", False),
-        ("", False),
-        ("nano chat", False),
-        ("nanochatter", False),
-        ("I\u2019m Vicuna, also called nanochat", False),
-    ],
-)
-def test_identity_grades_the_name(answer: str, right: bool) -> None:
-    assert Identity("test").grade(0, answer) is right
 
 
 def test_wordings_of_the_identity_test_are_never_trained_on(manifests: list[Path]) -> None:

@@ -15,7 +15,7 @@ from nanochat.errors import UserError
 from nanochat.tasks import TASKS, open_task
 from nanochat.tasks.base import answer_text
 from nanochat.tasks.draw import Draw, keyed_number, sample_indices
-from nanochat.tasks.gsm8k import Gsm8k, final_number, solution_parts
+from nanochat.tasks.gsm8k import final_number, solution_parts
 from nanochat.tasks.humaneval import HumanEval, program_of
 from nanochat.tasks.multiple_choice import ArcEasy, render_question
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
@@ -152,36 +152,6 @@ def test_multiple_choice_grades_the_letter_alone(answer: str, right: bool, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("answer", "right"),
-    [
-        ("#### 1000", True),
-        ("#### 1,000", True),
-        ("#### 1000.00", True),
-        ("####1000", True),
-        ("#### $1,000", True),
-        ("#### 1000 dollars", True),
-        ("#### 1000.", True),
-        ("#### 5\nWait.\n#### 1000", True),
-        ("#### 1000\n#### 5", False),
-        ("The answer is 1000", False),
-        ("", False),
-        ("####", False),
-        ("#### \n1000", False),
-        ("#### -1000", False),
-        ("#### 1000.5", False),
-        ("#### 1000x", False),
-        ("#### \u0661\u0660\u0660\u0660", False),
-        ("#### \uff11\uff10\uff10\uff10", False),
-        ("#### one thousand", False),
-        ("#### 1e3", False),
-    ],
-)
-def test_gsm8k_compares_the_last_marked_number(answer: str, right: bool, tmp_path: Path) -> None:
-    task = Gsm8k("test", files=[jsonl(tmp_path / "rows.jsonl", [GSM])])
-    assert task.grade(0, answer) is right
-
-
-@pytest.mark.parametrize(
     ("text", "value"), [("#### 18", 18), ("#### -3.50", -3.5), ("#### .5", 0.5), ("a #### 2 b #### x", 2), ("#### 1,234,567.8", 1234567.8)]
 )
 def test_final_number(text: str, value: float) -> None:
@@ -205,25 +175,7 @@ def test_gsm8k_solutions_become_tool_calls() -> None:
 # --- HumanEval -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("answer", "right"),
-    [
-        ("    return a + b\n", True),
-        ("    return helper(a) + b - 1", True),
-        ("Sure:\n```python\ndef add(a: int, b: int) -> int:\n    return a + b\n```\nThis adds.", True),
-        ("```\ndef add(a, b):\n    return helper(a) + b - 1\n```", True),
-        ("```python\ndef add(a, b):\n    return a + b", True),
-        ("```python\ndef add(a, b):\n    return a + b\n```\n```python\ndef add(a, b):\n    return 0\n```", True),
-        ("    return a + b\n\ndef more(:\n    broken", True),
-        ("def add(a, b):\n    return a + b\n", True),
-        ("", False),
-        ("    return a - b\n", False),
-        ("The answer is a + b.", False),
-        ("```python\nimport sys\nsys.exit(0)\n```", False),
-        ("```python\ndef add(a, b):\n    while True: pass\n```", False),
-        ("```python\ndef check(candidate): pass\n```", False),
-    ],
-)
+@pytest.mark.parametrize(("answer", "right"), [("    return a + b\n", True), ("```python\ndef add(a, b):\n    while True: pass\n```", False)])
 def test_humaneval_runs_the_tests(answer: str, right: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nanochat.tasks.humaneval.TIMEOUT_S", 1.5)
     task = HumanEval("test", files=[jsonl(tmp_path / "rows.jsonl", [HUMAN])])

@@ -12,6 +12,7 @@ import sys
 
 from nanochat import __version__, progress
 from nanochat.errors import Stopped, UserError
+from nanochat.launch.flags import read_launch_flags
 from nanochat.launch.supervisor import supervise
 from nanochat.runtime import let_threads_sleep, own_rank, under_torchrun
 
@@ -26,6 +27,7 @@ VERBS = {
     "chat_sft": ("nanochat.stages.chat_sft", "fine-tune on the assistant's tokens"),
     "chat_rl": ("nanochat.stages.chat_rl", "reinforcement learning on problems that can be graded"),
     "evaluate": ("nanochat.stages.evaluate", "score one model on one task"),
+    "contamination": ("nanochat.stages.contamination", "how much of each evaluation stands in the training text"),
     "report": ("nanochat.stages.report", "write the report from JSON files"),
     "data": ("nanochat.inventory.command", "list, fetch, verify, pack, unpack, show and clear away what runs read"),
     "plan": ("nanochat.plan.command", "say what a run would do and cost, before anything is spent"),
@@ -33,12 +35,14 @@ VERBS = {
     "bench": ("nanochat.bench.command", "how fast this machine trains, generates and prepares data"),
     "status": ("nanochat.status.status", "what every run is doing"),
     "runs": ("nanochat.status.runs", "what every attempt of every run cost"),
+    "compare": ("nanochat.stages.compare", "whether one of two models is better, on the rows that both answered"),
     "watch": ("nanochat.watch.command", "the curves of runs in the terminal, while they train"),
     "chat": ("nanochat.serve.terminal", "talk to a finished phase of a run"),
 }
 SUPERVISED = ("base_train", "mid_train", "chat_sft", "chat_rl")  # run as ranks below a supervisor
+SHARED_OUT = ("evaluate",)  # likewise, where there is more than one rank: most evaluations are short, and a supervisor is one more process to start
 # They only print: a reader that leaves, as head does, ends them in silence
-SPEAKERS = ("bench", "data", "plan", "preflight", "ranks", "status", "runs", "watch")
+SPEAKERS = ("bench", "compare", "data", "plan", "preflight", "ranks", "status", "runs", "watch")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 WRONG_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 EXIT_USER_ERROR = 2
@@ -63,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"{verb!r}: no such verb; choose one of {', '.join(VERBS)}")
     let_threads_sleep()
     try:
-        if verb in SUPERVISED and not under_torchrun() and not {"-h", "--help"} & set(arguments):
+        if not under_torchrun() and not {"-h", "--help"} & set(arguments) and _has_ranks(verb, arguments[1:]):
             sys.exit(supervise(verb, arguments[1:]))
         progress.attach()
         progress.enter("import")
@@ -93,6 +97,10 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"{why}; lower micro_batch_rows or batch_rows, or the size of the model, or take a larger machine")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _has_ranks(verb: str, arguments: list[str]) -> bool:
+    return verb in SUPERVISED or (verb in SHARED_OUT and read_launch_flags(verb, arguments).ranks > 1)
 
 
 def out_of_memory(error: BaseException) -> bool:

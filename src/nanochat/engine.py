@@ -83,6 +83,11 @@ class Generation(Iterator[Column]):
             self._cache, logits = self._cache.select(copies), logits[copies]
         self._logits = logits
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether the logits of the next column are numbers; a greedy choice among NaN would look like an answer."""
+        return bool(torch.isfinite(self._logits).all())
+
     def __next__(self) -> Column:
         if not self._active:
             raise StopIteration

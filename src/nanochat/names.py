@@ -2,4 +2,4 @@
 
 PHASES = ("base", "mid", "sft", "rl")
 STAGE_OF_PHASE = {"base": "base_train", "mid": "mid_train", "sft": "chat_sft", "rl": "chat_rl"}
-NOT_A_RUN = ("report", "text", "tokenizers", "tokens")  # folders of results/ that hold something else
+NOT_A_RUN = ("contamination", "report", "text", "tokenizers", "tokens")  # folders of results/ that hold something else

@@ -123,6 +123,8 @@ def _task_problems(name: str, run: Run, chats: list[str]) -> list[str]:
             problems.append(f"{place}: conversations that nobody grades; evaluate another task")
         elif split not in TASKS[task].sources:
             problems.append(f"{place}: task {task} has no split {split!r}; choose one of {', '.join(TASKS[task].sources)}")
+        elif ".evaluate." in place and run.evaluate[task].samples and TASKS[task].kind != "generative":
+            problems.append(f"{place}.samples={run.evaluate[task].samples}: the task is answered with a letter, drawing says nothing more; leave samples out")
         elif task == "conversations":
             if source not in chats:
                 known_chats = f"choose one of {', '.join(chats)}" if chats else "define one under sources: with columns:"
@@ -130,6 +132,8 @@ def _task_problems(name: str, run: Run, chats: list[str]) -> list[str]:
         elif source is not None and source not in (known := TASKS[task].sources[split]):
             cure = f"choose one of {', '.join(known)}" if known else "leave it out, its rows are generated"
             problems.append(f"{place}.source={source!r}: not a source of task {task}, split {split}; {cure}")
+    if "bpb" in run.evaluate and (samples := run.evaluate["bpb"].samples):
+        problems.append(f"runs.{name}.evaluate.bpb.samples={samples}: bits per byte have no answers; leave samples out")
     for key, value in run.evaluate["bpb"].model_dump(include={"split", "source"}, exclude_unset=True).items() if "bpb" in run.evaluate else ():
         if value != "validation":
             problems.append(f"runs.{name}.evaluate.bpb.{key}={value!r}: bits per byte are of the corpus' validation text; leave {key} out")

@@ -351,6 +351,9 @@ class TaskSettings(Section):
     max_new_tokens: PositiveInt = 256
     batch_rows: PositiveInt = 16  # rows per forward pass; a change of it reruns nothing
     seed: Seed = 0
+    samples: PositiveInt | None = None  # so many more answers to each row, drawn with chance, for pass@k; the score stays that of the greedy answer
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # of the samples
+    top_k: PositiveInt | None = None  # of the samples: draw among so many tokens; absent: all
 
 
 class Run(Section):
@@ -378,6 +381,7 @@ class Report(Section):
     title: str = "nanochat report"
     runs: list[str] = []  # absent: every run
     gpu_hour_price: Rate = 0.0  # money per GPU and hour; 0: known cards by their usual price
+    contamination: bool = False  # count the evaluation items that share 13 words with the training text; reads all of it once more
 
 
 class Experiment(Section):

@@ -83,6 +83,21 @@ class PrepareStage(Prepare):
     evaluations: tuple[str, ...] = ()  # source/split of the rows that no training text may hold
 
 
+class EvaluatedRows(Section):
+    """The rows of one task as they are evaluated."""
+
+    task: str
+    split: str = "test"
+    source: str | None = None
+
+
+class ContaminationStage(Section):
+    """The subtree that stage contamination receives."""
+
+    evaluations: Annotated[list[EvaluatedRows], Field(min_length=1)]
+    run_words: PositiveInt = 13
+
+
 class TokenizerStage(Section):
     """The subtree that stage tokenizer receives."""
 
@@ -228,6 +243,18 @@ def stage_tasks(run: Run, stage: str) -> list[tuple[str, str, str | None]]:
 def evaluate_config(run: Run, task: str) -> dict[str, Any]:
     """Subtree of stage evaluate for one task; the same for every phase."""
     return dump(EvaluateStage(**run.evaluate[task].model_dump(exclude={"phases"}), task=task))
+
+
+def contamination_config(experiment: Experiment, corpus: str) -> dict[str, Any]:
+    """Subtree of stage contamination: what the reported runs on a corpus evaluate."""
+    rows = evaluated_rows(experiment, corpus)
+    return dump(ContaminationStage(evaluations=[EvaluatedRows(task=task, split=split, source=source) for task, split, source in rows]))
+
+
+def evaluated_rows(experiment: Experiment, corpus: str) -> list[tuple[str, str, str | None]]:
+    """(task, split, source) that the reported runs on a corpus evaluate, each once; bits per byte are of the corpus itself."""
+    runs = [run for name, run in experiment.runs.items() if run.corpus == corpus and name in (experiment.report.runs or experiment.runs)]
+    return list(dict.fromkeys((task, rows.split, rows.source) for run in runs for task, rows in run.evaluate.items() if task in TASKS))
 
 
 def task_sources(task: str, split: str, source: str | None) -> list[str]:

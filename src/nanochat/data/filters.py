@@ -154,15 +154,16 @@ def row_texts(file: Path) -> Iterator[tuple[str, bool]]:
     """Every text of every row of a task by itself, and whether it is one of several choices."""
     with file.open(encoding="utf-8") as lines:
         for line in lines:
-            yield from _strings(json.loads(line))
+            yield from strings_of(json.loads(line))
 
 
-def _strings(value: Any, is_choice: bool = False) -> Iterator[tuple[str, bool]]:
+def strings_of(value: Any, is_choice: bool = False) -> Iterator[tuple[str, bool]]:
+    """Every text in a row, and whether it is one of several choices."""
     if isinstance(value, str):
         yield value, is_choice
     elif isinstance(value, dict):
         for item in value.values():
-            yield from _strings(item)
+            yield from strings_of(item)
     elif isinstance(value, list):
         for item in value:
-            yield from _strings(item, is_choice=True)
+            yield from strings_of(item, is_choice=True)

@@ -41,6 +41,18 @@ def text_loss_of(model: GPT, ids: Tensor, targets: Tensor, token_bytes: Tensor) 
     return TextLoss(float(nats[counted].cpu().double().sum()), int(bytes_of.sum()), int(counted.sum()))
 
 
+@torch.no_grad()
+def row_losses(model: GPT, batch: np.ndarray, token_bytes: np.ndarray) -> list[TextLoss]:
+    """Sums of each of some rows (n, T + 1), as `text_loss` adds them up over all."""
+    device = model.head.weight.device
+    tokens = torch.from_numpy(np.ascontiguousarray(batch, dtype=np.int64)).to(device)
+    ids, targets = tokens[:, :-1], tokens[:, 1:]
+    bytes_of = torch.from_numpy(np.asarray(token_bytes, dtype=np.int64)).to(device)[targets]  # (B, T)
+    counted = bytes_of > 0
+    nats = torch.where(counted, model.loss(ids, torch.where(counted, targets, -1), reduction="none"), 0.0).cpu().double().sum(dim=1)
+    return [TextLoss(*sums) for sums in zip(nats.tolist(), bytes_of.sum(dim=1).tolist(), counted.sum(dim=1).tolist(), strict=True)]
+
+
 def text_loss(model: GPT, rows: Iterable[np.ndarray], token_bytes: np.ndarray) -> TextLoss:
     """Sums over batches of rows (n, T + 1): inputs are row[:-1], targets row[1:]. `token_bytes` (V,) as the tokenizer gives it."""
     device = model.head.weight.device

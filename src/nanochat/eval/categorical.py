@@ -1,11 +1,11 @@
 """Multiple choice: which of a row's letters does the model hold most likely as the first token of its answer?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
 from nanochat.eval.prompts import Form, Prompt, prompt_of
-from nanochat.eval.results import Answered
+from nanochat.eval.results import NOT_FINITE, Answered, NotAvailableError
 from nanochat.model.gpt import GPT
 from nanochat.tasks.base import Task
 from nanochat.tokenizer import Tokenizer
@@ -29,17 +29,33 @@ def last_logits(model: GPT, prompts: Sequence[Sequence[int]], padding: int) -> t
     return model.logits(hidden[torch.arange(len(prompts), device=device), last])
 
 
-def answer_letters(model: GPT, tokenizer: Tokenizer, task: Task, *, form: Form, batch_rows: int) -> list[Answered]:
-    """The model's letter for every row, in order. Batches hold rows of similar length."""
-    prompts = [prompt_of(task, index, tokenizer, form=form, max_tokens=model.config.sequence_len) for index in range(len(task))]
+def answer_letters(
+    model: GPT,
+    tokenizer: Tokenizer,
+    task: Task,
+    *,
+    form: Form,
+    batch_rows: int,
+    indices: Iterable[int] | None = None,
+    on_answer: Callable[[Answered], object] = lambda answered: None,
+) -> list[Answered]:
+    """The model's letter for every row, or those of `indices`, in order; `on_answer` hears each when it is known.
+
+    Batches hold rows of similar length. Raises NotAvailableError for logits that are no numbers.
+    """
+    asked = range(len(task)) if indices is None else sorted(indices)
+    prompts = [prompt_of(task, index, tokenizer, form=form, max_tokens=model.config.sequence_len) for index in asked]
     by_length = sorted(prompts, key=lambda prompt: len(prompt.ids))
     answered: dict[int, Answered] = {}
     for start in range(0, len(by_length), batch_rows):
         batch = by_length[start : start + batch_rows]
         logits = last_logits(model, [prompt.ids for prompt in batch], tokenizer.bos).cpu()
+        if not bool(torch.isfinite(logits).all()):
+            raise NotAvailableError(NOT_FINITE)
         for prompt, row in zip(batch, logits, strict=True):
             answered[prompt.index] = _answered(task, tokenizer, prompt, row)
-    return [answered[index] for index in range(len(task))]
+            on_answer(answered[prompt.index])
+    return [answered[index] for index in asked]
 
 
 def _answered(task: Task, tokenizer: Tokenizer, prompt: Prompt, logits: torch.Tensor) -> Answered:

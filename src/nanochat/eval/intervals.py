@@ -1,8 +1,12 @@
-"""How sure a score is."""
+"""How sure a score is: Wilson's interval of a proportion, a seeded bootstrap of any other mean."""
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
 
 Z95 = 1.959963984540054  # standard normal quantile of 0.975
+RESAMPLES = 1000
 
 
 def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
@@ -14,3 +18,28 @@ def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
     half = z / (1 + square / n) * math.sqrt(p * (1 - p) / n + square / (4 * n * n))
     # at the ends the formula gives exactly 0 and 1, rounding errors aside
     return (0.0 if correct == 0 else centre - half, 1.0 if correct == n else centre + half)
+
+
+def bootstrap_means(values: Sequence[float], weights: Sequence[float] | None = None, *, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
+    """Means of `resamples` samples of the rows, drawn with replacement; weighted means where `weights` are given.
+
+    RandomState, because numpy promises that its numbers never change.
+    """
+    given = np.asarray(values, dtype=np.float64)
+    if len(given) == 0:
+        raise ValueError("values: none, no mean to be sure of")
+    weight = np.ones_like(given) if weights is None else np.asarray(weights, dtype=np.float64)
+    if (weight <= 0).any():
+        raise ValueError(f"weights: {weight.min():g} among them; rows without weight are left out before")
+    weighted = given * weight
+    draws, means = np.random.RandomState(seed % (1 << 32)), np.empty(resamples)
+    for number in range(resamples):
+        rows = draws.randint(0, len(given), len(given))
+        means[number] = weighted[rows].sum() / weight[rows].sum()
+    return means
+
+
+def bootstrap(values: Sequence[float], weights: Sequence[float] | None = None, *, seed: int) -> tuple[float, float]:
+    """The middle 95 percent of the resampled means."""
+    low, high = np.percentile(bootstrap_means(values, weights, seed=seed), [2.5, 97.5])
+    return float(low), float(high)

@@ -83,6 +83,7 @@ class Works:
         rows = known or 0
         read = rows * QUESTION_TOKENS.get(task, OTHER_QUESTION_TOKENS)
         made = math.ceil(rows / settings.batch_rows) * settings.max_new_tokens if TASKS[task].kind == "generative" else 0
+        made += rows * settings.max_new_tokens if settings.samples else 0  # those of one row side by side
         return config, settings, known, read, made
 
 

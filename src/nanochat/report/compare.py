@@ -51,8 +51,8 @@ def _runs(inputs: Inputs, price: float) -> list[Block]:
     for name, found in metric_rows(scores):
         rows.append(cells(metric_name(name), *(score_cell(found.get(run)) for run in inputs.runs)))
     for name in CHATCORE:
-        values = [chatcore(name, {task: score for (of, task), score in scores.items() if of == run}).value for run in inputs.runs]
-        rows.append(cells(name, *(ABSENT if value is None else text.score(value) for value in values)))
+        found_of = [chatcore(name, {task: score for (of, task), score in scores.items() if of == run}) for run in inputs.runs]
+        rows.append(cells(name, *map(score_cell, found_of)))
     costs = [cost_of([attempt for training in inputs.of_run(run) for attempt in training.attempts], price) for run in inputs.runs]
     rows.append(cells("training time", *(text.duration(cost.wall_s) if cost.attempts else text.unavailable("no attempt is recorded") for cost in costs)))
     rows.append(cells("cost", *(money_cell(cost) for cost in costs)))
@@ -211,7 +211,7 @@ def _beside_published(inputs: Inputs) -> list[Block]:
 
 def _model_row(model: Model, tasks: Sequence[str], names: Sequence[str]) -> tuple[Cell, ...]:
     values = [Cell(text.score(model.scores[task]), model.notes.get(task, "")) if task in model.scores else Cell(ABSENT) for task in tasks]
-    means = [centered_mean(model.scores, CHATCORE[name]) for name in names]
+    means = [centered_mean(model.scores, name) for name in names]
     name = Cell(model.name, BY_OTHERS if model.published else "")
     return cells(name, model.phase.upper() or ABSENT, *values, *(ABSENT if mean is None else text.score(mean) for mean in means))
 

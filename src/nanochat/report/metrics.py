@@ -1,15 +1,13 @@
 """Scores of a run side by side: display names, the order of the summary, and ChatCORE over named task lists."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nanochat.eval.chatcore import CHATCORE as CHATCORE  # its users take it from here
+from nanochat.eval.chatcore import chatcore as centred_mean
 from nanochat.report.inputs import Score
 
-CHATCORE = {
-    "ChatCORE-5": ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval"),
-    "ChatCORE-6": ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval", "spelling_bee"),
-}
 TITLES = {
     "arc_easy": "ARC-Easy",
     "arc_challenge": "ARC-Challenge",
@@ -32,6 +30,7 @@ class Aggregate:
     """A mean over a named task list; `value` is None where `why` says what is missing."""
 
     value: float | None
+    interval: tuple[float, float] | None
     why: str
     tasks: tuple[str, ...]
     limited: tuple[str, ...]  # tasks of which only a sample of the rows was used
@@ -64,30 +63,18 @@ def ordered(tasks: "list[str] | set[str]") -> list[str]:
 
 
 def chatcore(name: str, scores: Mapping[str, Score]) -> Aggregate:
-    """Mean of (score - baseline) / (1 - baseline) over the task list `name`; not available unless every task has a score."""
+    """Mean of the centred scores over the task list `name`; not available unless every task has a score."""
     tasks = CHATCORE[name]
-    lacking = [title(task) for task in tasks if task not in scores or scores[task].value is None]
-    if len(lacking) == len(tasks):
-        return Aggregate(None, "none of its tasks was scored", tasks, ())
-    if lacking:
-        return Aggregate(None, f"no score of {', '.join(lacking)}", tasks, ())
-    centered = []
-    for task in tasks:
-        value, baseline = scores[task].value, scores[task].baseline
-        if value is None or baseline is None:
-            return Aggregate(None, f"{title(task)} has no baseline", tasks, ())
-        centered.append((value - baseline) / (1 - baseline))
-    return Aggregate(sum(centered) / len(centered), "", tasks, tuple(task for task in tasks if is_sampled(scores[task].content)))
+    found = centred_mean(name, {task: (score.value, score.interval) for task, score in scores.items()})
+    if found.value is None:
+        why = found.why if len(found.lacking) == len(tasks) else f"no score of {', '.join(map(title, found.lacking))}"
+        return Aggregate(None, None, why, tasks, ())
+    return Aggregate(found.value, found.interval, "", tasks, tuple(task for task in tasks if is_sampled(scores[task].content)))
 
 
-GUESSING = {"arc_easy": 0.25, "arc_challenge": 0.25, "mmlu": 0.25}  # of the tasks of ChatCORE; 0 elsewhere
-
-
-def centered_mean(values: Mapping[str, float], tasks: Sequence[str]) -> float | None:
+def centered_mean(values: Mapping[str, float], name: str) -> float | None:
     """ChatCORE of bare scores, as published ones are; None unless every task has one."""
-    if not all(task in values for task in tasks):
-        return None
-    return sum((values[task] - GUESSING.get(task, 0.0)) / (1 - GUESSING.get(task, 0.0)) for task in tasks) / len(tasks)
+    return centred_mean(name, {task: (value, None) for task, value in values.items()}).value
 
 
 def is_sampled(content: Mapping[str, Any]) -> bool:

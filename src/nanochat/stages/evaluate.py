@@ -6,10 +6,11 @@ reads   --model: manifest of a training stage; its model.json says which phase t
         --tokens: tokenize manifests with validation rows (task bpb only)
 writes  --score: one JSON file with score, 95% interval, settings, a few answers, what was read (sha256 of each manifest) and
         provenance (commit, package versions, host, device); a score that cannot be computed is null, with the reason
-resumes nothing: it starts again
+        beside it TASK.items.jsonl: one line for each row, from which `nanochat compare` tells whether two models differ
+resumes answers/ beside the score: what was answered is not asked again, after a kill, with another sample, or with more samples a row
 
-Tasks: bpb (bits per byte of validation text) and those of nanochat.tasks. Answers are greedy, so a score is repeatable.
-A base model is asked in plain text, the others as in a chat.
+Tasks: bpb (bits per byte of validation text) and those of nanochat.tasks. Scores are of greedy answers, so they are repeatable; `samples`
+draws more answers, with a seed, for pass@k. A base model is asked in plain text, the others as in a chat. --ranks shares the rows.
 
 by hand: nanochat evaluate --config '{"task": "arc_easy", "limit": 100}' --model results/RUN/chat_sft/manifest.json
          --tokenizer results/tokenizers/NAME/manifest.json --data resources/arc_easy/all/manifest.json --score score.json
@@ -20,34 +21,37 @@ import platform
 import socket
 import time
 from argparse import Namespace
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nanochat import sandbox
-from nanochat.artifacts import git_state, package_versions, read_manifest, sha256_file, write_json
+from nanochat import progress, sandbox
+from nanochat.artifacts import canonical_json, git_state, package_versions, read_manifest, sha256_file, write_json, write_text
 from nanochat.config import EvaluateStage
 from nanochat.data.rows import TokenRows
 from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.eval import categorical
-from nanochat.eval.bpb import text_loss
-from nanochat.eval.generative import answer_freely
-from nanochat.eval.prompts import form_of
-from nanochat.eval.results import score_file, score_of
+from nanochat.eval.answering import answers_of, key_of, key_of_content
+from nanochat.eval.bpb import TextLoss, row_losses
+from nanochat.eval.generative import answer_freely, sample_freely
+from nanochat.eval.prompts import Form, form_of
+from nanochat.eval.results import Answered, NotAvailableError, Sampled, items_of, pass_metrics, score_file, score_of, score_of_rows
+from nanochat.eval.store import AnswerStore
 from nanochat.model.gpt import GPT
 from nanochat.model.weights import WEIGHTS, load_model
 from nanochat.runtime import Runtime, log, slurm_job_id
-from nanochat.stages.common import add_machine_flags, read_stage_config, stage_parser
+from nanochat.stages.common import add_machine_flags, positive_int, read_stage_config, stage_parser
 from nanochat.tasks import TASKS, open_task
 from nanochat.tasks.base import Task
-from nanochat.tasks.draw import sample_indices
+from nanochat.tasks.draw import keyed_number, sample_indices
 from nanochat.tokenizer import Tokenizer
 
-BPB_VERSION = "1"
+BPB_VERSION = "2"  # 2: added up row by row, with an interval
+ANSWERS = "answers"  # folder of what was answered, beside the scores
 LOG_EVERY_S = 10.0
 
 
@@ -58,6 +62,7 @@ class Subject:
     model: GPT
     tokenizer: Tokenizer
     phase: str
+    sha256: str  # of its weights
 
 
 @dataclass(frozen=True)
@@ -69,18 +74,69 @@ class Finding:
     baseline: float | None
     settings: dict[str, Any]
     unavailable: str | None = None
+    items: list[dict[str, Any]] = field(default_factory=list)
+    reused: int = 0  # rows whose answers were known
+
+
+class Asking:
+    """What both kinds of evaluation share: who asks, where answers are kept, what is said while it goes on."""
+
+    def __init__(self, subject: Subject, config: EvaluateStage, flags: Namespace, runtime: Runtime) -> None:
+        self.subject, self.config, self.flags, self.runtime = subject, config, flags, runtime
+        self.said = time.monotonic()
+
+    def store(self, version: str, **settings: Any) -> AnswerStore:
+        """Answers of this model under these settings."""
+        computing = {"device": self.runtime.device.type, "dtype": str(self.runtime.dtype).removeprefix("torch.")}
+        identity = {"weights": self.subject.sha256, "tokenizer": self.subject.tokenizer.sha256, "task": self.config.task, "version": version}
+        store = AnswerStore(self.flags.score.parent / ANSWERS, {**identity, "settings": {**settings, **computing}}, self.runtime.rank)
+        if store.damaged:
+            log(f"{store.path.parent}: {store.damaged} damaged lines of {self.config.task} are left out; their rows are asked again")
+        return store
+
+    def answers(self, keys: list[str], store: AnswerStore, ask: Callable[[list[int], Callable[[int, dict[str, Any]], None]], object]) -> tuple[list[Any], int]:
+        """Answers to all rows, those that were known among them; every few seconds a line says how many there are."""
+
+        def told(done: int) -> None:
+            progress.beat()
+            if time.monotonic() - self.said > LOG_EVERY_S:
+                self.said = time.monotonic()
+                ranks = "" if self.runtime.world_size == 1 else f", of this rank of {self.runtime.world_size}"
+                log(f"{self.config.task}: {done} of {len(keys)} answered{ranks}")
+
+        known = sum(key in store.known for key in keys)
+        if known:
+            log(f"{self.config.task}: {known} of {len(keys)} rows were answered before")
+        return answers_of(keys, store, ask, self.runtime, told)
 
 
 def main(arguments: list[str]) -> None:
     """Load, ask, grade, write."""
     flags = _flags(arguments)
     config = read_stage_config(flags.config, EvaluateStage)
+    progress.enter("join")
     runtime = Runtime.start(seed=config.seed, device=flags.device, threads=flags.threads)
     story, started = provenance(runtime), time.monotonic()
+    progress.enter("model")
     subject = load_subject(flags, runtime)
-    finding = evaluate_bpb(subject, config, flags) if config.task == "bpb" else evaluate_task(subject, config, flags)
+    progress.enter("validate")
+    asking = Asking(subject, config, flags, runtime)
+    finding = evaluate_bpb(asking) if config.task == "bpb" else evaluate_task(asking)
+    if runtime.is_main:
+        progress.enter("write")
+        write_score(finding, asking, story, time.monotonic() - started)
+    runtime.stop()
+
+
+def write_score(finding: Finding, asking: Asking, story: dict[str, Any], seconds: float) -> None:
+    """The items, then the score file that names them."""
+    subject, config, flags, runtime = asking.subject, asking.config, asking.flags, asking.runtime
+    items = flags.score.with_name(f"{flags.score.stem}.items.jsonl")
+    items.unlink(missing_ok=True)
+    if finding.items:
+        write_text(items, "".join(canonical_json(item) + "\n" for item in finding.items))
     content = score_file(
-        finding.result,
+        {**finding.result, **({"items": items.name} if finding.items else {})},
         task=config.task,
         version=finding.version,
         phase=subject.phase,
@@ -88,12 +144,13 @@ def main(arguments: list[str]) -> None:
         seed=config.seed,
         limit=config.limit,
         settings={**finding.settings, "device": runtime.device.type, "dtype": str(runtime.dtype).removeprefix("torch.")},
-        model_sha256=read_manifest(flags.model)["outputs"][WEIGHTS]["sha256"],
-        seconds=time.monotonic() - started,
+        model_sha256=subject.sha256,
+        seconds=seconds,
         unavailable=finding.unavailable,
     )
     read = {"model": flags.model, "tokenizer": flags.tokenizer, **_numbered("tokens" if config.task == "bpb" else "data", flags)}
-    write_json(flags.score, {**content, "inputs": {name: sha256_file(path) for name, path in read.items()}, "provenance": story})
+    told = {**story, "answers_reused": finding.reused}
+    write_json(flags.score, {**content, "inputs": {name: sha256_file(path) for name, path in read.items()}, "provenance": told})
     log(f"{config.task} of {subject.phase}: {summary(content)}")
 
 
@@ -116,6 +173,7 @@ def _flags(arguments: list[str]) -> Namespace:
     parser.add_argument("--tokens", type=Path, nargs="*", default=[], metavar="MANIFEST", help="token chunks, for task bpb")
     parser.add_argument("--score", type=Path, required=True, metavar="OUT", help="JSON file to write")
     add_machine_flags(parser)
+    parser.add_argument("--ranks", type=positive_int, default=1, help="processes on this machine that share the rows, one per GPU (default: 1)")
     return parser.parse_args(arguments)
 
 
@@ -131,13 +189,14 @@ def load_subject(flags: Namespace, runtime: Runtime) -> Subject:
     """Model and tokenizer, after checking that they belong together. Damaged files are refused (UserError)."""
     tokenizer = Tokenizer.load(flags.tokenizer)
     model, description = load_model(flags.model, runtime.device, runtime.dtype, inference=True)
-    if description["tokenizer_sha256"] != tokenizer.sha256:
+    if description.get("tokenizer_sha256") != tokenizer.sha256:
         raise UserError(f"--tokenizer={flags.tokenizer}: not the tokenizer that {flags.model} was trained with; give that one's manifest")
-    return Subject(model, tokenizer, description["phase"])
+    return Subject(model, tokenizer, description["phase"], read_manifest(flags.model)["outputs"][WEIGHTS]["sha256"])
 
 
-def evaluate_bpb(subject: Subject, config: EvaluateStage, flags: Namespace) -> Finding:
+def evaluate_bpb(asking: Asking) -> Finding:
     """Bits per byte of a seeded sample of the validation rows, or all of them."""
+    subject, config, flags = asking.subject, asking.config, asking.flags
     if not flags.tokens:
         raise UserError("--tokens: none given; task bpb needs the tokenize manifests of the run's corpus")
     rows = TokenRows(flags.tokens, "validation", verify=True)
@@ -148,23 +207,39 @@ def evaluate_bpb(subject: Subject, config: EvaluateStage, flags: Namespace) -> F
             f"--tokens={flags.tokens[0]}: rows of {rows.row_tokens - 1} tokens, the model reads {subject.model.config.sequence_len}; give shorter rows"
         )
     chosen = np.array(sample_indices(len(rows), config.limit, config.seed), dtype=np.int64)
-    loss = text_loss(subject.model, _batches(rows, chosen, config.batch_rows), subject.tokenizer.token_bytes())
-    settings = {"split": "validation", "row_tokens": rows.row_tokens, "batch_rows": config.batch_rows, "text_bytes": loss.text_bytes, "tokens": loss.tokens}
-    if loss.bpb is None or not math.isfinite(loss.bpb):
-        return Finding({}, BPB_VERSION, None, settings, "the loss is not a finite number" if loss.bpb else "the rows hold no text")
-    return Finding({"score": loss.bpb, "n": len(chosen)}, BPB_VERSION, None, settings)
+    keys = [key_of_content(rows.rows([row]).tobytes()) for row in chosen]
+    token_bytes = subject.tokenizer.token_bytes()
+
+    def ask(places: list[int], keep: Callable[[int, dict[str, Any]], None]) -> None:
+        for start in range(0, len(places), config.batch_rows):
+            batch = places[start : start + config.batch_rows]
+            for place, loss in zip(batch, row_losses(subject.model, rows.rows(chosen[batch]), token_bytes), strict=True):
+                if not math.isfinite(loss.nats):
+                    raise NotAvailableError("the loss is not a finite number")
+                keep(place, {"nats": loss.nats, "bytes": loss.text_bytes, "tokens": loss.tokens})
+
+    settings: dict[str, Any] = {"split": "validation", "row_tokens": rows.row_tokens, "batch_rows": config.batch_rows}
+    try:
+        found, reused = asking.answers(keys, asking.store(BPB_VERSION), ask)
+    except NotAvailableError as error:
+        return Finding({}, BPB_VERSION, None, settings, str(error))
+    losses = [TextLoss(row["nats"], row["bytes"], row["tokens"]) for row in found]
+    total = sum(losses, TextLoss())
+    settings |= {"text_bytes": total.text_bytes, "tokens": total.tokens}
+    if total.bpb is None:
+        return Finding({}, BPB_VERSION, None, settings, "the rows hold no text")
+    items = [{"index": int(row), "key": key, "score": loss.bpb, "bytes": loss.text_bytes} for row, key, loss in zip(chosen, keys, losses, strict=True)]
+    return Finding(score_of_rows(losses, seed=config.seed), BPB_VERSION, None, settings, None, items, reused)
 
 
-def _batches(rows: TokenRows, chosen: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(chosen), size):
-        yield rows.rows(chosen[start : start + size])
-
-
-def evaluate_task(subject: Subject, config: EvaluateStage, flags: Namespace) -> Finding:
+def evaluate_task(asking: Asking) -> Finding:
     """Ask every row of a task, or a seeded sample of them."""
+    subject, config, flags = asking.subject, asking.config, asking.flags
     if config.task in TASKS and TASKS[config.task].kind == "conversation":
         raise UserError(f"task={config.task}: conversations that nobody grades; evaluate another task")
     task = open_task(config.task, config.split, flags.data, source=config.source, seed=config.seed, rows=config.limit)
+    if config.samples and task.kind != "generative":
+        raise UserError(f"samples={config.samples}: task {task.name} is answered with a letter, drawing says nothing more; leave samples out")
     engine, form = Engine(subject.model, subject.tokenizer), form_of(subject.phase)
     settings: dict[str, Any] = {"split": config.split, "source": config.source, "form": form, "kind": task.kind, "batch_rows": config.batch_rows}
     if task.kind == "categorical":
@@ -172,23 +247,70 @@ def evaluate_task(subject: Subject, config: EvaluateStage, flags: Namespace) -> 
     else:
         why = task.unavailable()
         settings |= {"max_new_tokens": _answer_tokens(engine, config), "temperature": 0.0, "tool": "calculator"}
+        if config.samples:
+            settings |= {"samples": config.samples, "samples_temperature": config.temperature, "samples_top_k": config.top_k}
         if task.name == "humaneval":
             settings["protection"] = sandbox.protection()
     if why:
         return Finding({}, task.version, task.baseline, settings, why)
-    if task.kind == "categorical":
-        answered = categorical.answer_letters(subject.model, subject.tokenizer, task, form=form, batch_rows=config.batch_rows)
-    else:
-        answered = answer_freely(
+    try:
+        result, items, reused = _asked(asking, task, engine, form)
+    except NotAvailableError as error:
+        return Finding({}, task.version, task.baseline, settings, str(error))
+    return Finding(result, task.version, task.baseline, settings, None, items, reused)
+
+
+def _asked(asking: Asking, task: Task, engine: Engine, form: Form) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
+    """The result, the items and how many rows were known; empty on all ranks but the first."""
+    tokenizer, config = asking.subject.tokenizer, asking.config
+    keys = [key_of(task, index) for index in range(len(task))]
+
+    def ask(indices: list[int], keep: Callable[[int, dict[str, Any]], None]) -> None:
+        def on_answer(row: Answered) -> None:
+            keep(row.index, {"answer": row.answer, "right": row.is_right, "cut": row.is_cut})
+
+        asked: dict[str, Any] = {"form": form, "batch_rows": config.batch_rows, "indices": indices, "on_answer": on_answer}
+        if task.kind == "categorical":
+            categorical.answer_letters(asking.subject.model, tokenizer, task, **asked)
+        else:
+            answer_freely(engine, tokenizer, task, max_new_tokens=config.max_new_tokens, **asked)
+
+    greedy: dict[str, Any] = {"form": form}
+    if task.kind == "generative":
+        greedy |= {"max_new_tokens": engine.answer_tokens(config.max_new_tokens), "tool": "calculator"}
+    found, reused = asking.answers(keys, asking.store(task.version, **greedy), ask)
+    sampled = _sampled(asking, task, engine, form, keys, greedy) if config.samples else []
+    if not asking.runtime.is_main:
+        return {}, [], reused
+    questions = [task.conversation(index)["messages"][-2]["content"] for index in range(len(task))]
+    answered = [Answered(index, questions[index], row["answer"], row["right"], row["cut"]) for index, row in enumerate(found)]
+    result = score_of(answered, task)
+    if sampled:
+        result["metrics"] = {**result.get("metrics", {}), **pass_metrics(sampled, seed=config.seed)}
+    return result, items_of(answered, keys.__getitem__, sampled), reused
+
+
+def _sampled(asking: Asking, task: Task, engine: Engine, form: Form, keys: list[str], greedy: dict[str, Any]) -> list[Sampled]:
+    """Several drawn answers to each row, in a store of their own: asking for them asks for no greedy answer again."""
+    config = asking.config
+    assert config.samples is not None
+    drawing: dict[str, Any] = {"samples": config.samples, "temperature": config.temperature, "top_k": config.top_k}
+
+    def ask(indices: list[int], keep: Callable[[int, dict[str, Any]], None]) -> None:
+        sample_freely(
             engine,
-            subject.tokenizer,
+            asking.subject.tokenizer,
             task,
             form=form,
             max_new_tokens=config.max_new_tokens,
-            batch_rows=config.batch_rows,
-            progress=_progress(task),
+            **drawing,
+            seed_of=lambda index: keyed_number("samples", config.seed, keys[index]),
+            indices=indices,
+            on_answer=lambda row: keep(row.index, {"answers": row.answers, "rights": row.are_right}),
         )
-    return Finding(score_of(answered, task), task.version, task.baseline, settings)
+
+    found, _ = asking.answers(keys, asking.store(task.version, **greedy, **drawing, seed=config.seed), ask)
+    return [Sampled(index, row["answers"], row["rights"]) for index, row in enumerate(found)]
 
 
 def _answer_tokens(engine: Engine, config: EvaluateStage) -> int:
@@ -197,15 +319,3 @@ def _answer_tokens(engine: Engine, config: EvaluateStage) -> int:
     if tokens < config.max_new_tokens:
         log(f"max_new_tokens={config.max_new_tokens} asked, {tokens} used: half of the context of {engine.context} tokens")
     return tokens
-
-
-def _progress(task: Task) -> Any:
-    said = time.monotonic()
-
-    def say(done: int) -> None:
-        nonlocal said
-        if time.monotonic() - said > LOG_EVERY_S:
-            said = time.monotonic()
-            log(f"{task.name}: {done} of {len(task)} answered")
-
-    return say

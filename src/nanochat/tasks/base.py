@@ -55,6 +55,14 @@ class Task(ABC):
         """Whether `answer`, the text that the assistant produced, is right for row `index`."""
         raise TypeError(f"task {self.name} is {self.kind}: its answers are not graded")
 
+    def other_grades(self, index: int, answer: str) -> dict[str, bool]:
+        """The same answer graded in other ways, by name; they are reported beside the score."""
+        return {}
+
+    def subject(self, index: int) -> str | None:
+        """The part of the task that row `index` belongs to, where scores are reported by part."""
+        return None
+
     def unavailable(self) -> str | None:
         """Why answers cannot be graded on this machine, or None."""
         return None

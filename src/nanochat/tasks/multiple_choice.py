@@ -52,6 +52,10 @@ class Mmlu(MultipleChoice):
     name = "mmlu"
     sources: ClassVar = {"train": ("mmlu_auxiliary_hf",), "dev": ("mmlu", "mmlu_hf"), "validation": ("mmlu", "mmlu_hf"), "test": ("mmlu", "mmlu_hf")}
 
+    def subject(self, index: int) -> str | None:
+        """One of the 57; auxiliary rows have none."""
+        return self.rows[index].get("subject") or None
+
 
 class OpenBookQa(MultipleChoice):
     """OpenBookQA: elementary science facts applied."""
