@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from math import comb
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,8 @@ from report_files import answered, attempt, core_score, drawn_once, finished_run
 
 from nanochat.artifacts import write_json, write_text
 from nanochat.errors import UserError
+from nanochat.eval.chatcore import chatcore
 from nanochat.report.compare import comparison_section
-from nanochat.report.metrics import centered_mean
-from nanochat.report.paired import paired
 from nanochat.report.published import D20, D20_CORE, GPT2
 from nanochat.report.training import curves
 
@@ -111,37 +109,21 @@ def test_evaluations_in_the_training_text_are_counted_and_a_wrong_table_is_refus
 # --- the same questions ------------------------------------------------------------------------------------------------
 
 
-def test_paired_test_is_exact_and_looks_at_changed_answers_alone() -> None:
-    """8 gained and 1 lost of 20: p = 2 (C(9,0) + C(9,1)) / 2^9 = 20 / 512. Agresti and Min: 7 / 22 +- 1.96 sqrt(10 - 49 / 22) / 22."""
-    before = [False] * 8 + [True] + [True] * 5 + [False] * 6
-    after = [True] * 8 + [False] + [True] * 5 + [False] * 6
-    difference, (low, high), p = paired(before, after)
-    assert difference == pytest.approx(7 / 20) and p == pytest.approx(2 * (comb(9, 0) + comb(9, 1)) / 2**9)
-    half = 1.959964 * (10 - 49 / 22) ** 0.5 / 22
-    assert (low, high) == (pytest.approx(7 / 22 - half), pytest.approx(7 / 22 + half))
-    assert paired(after, before)[0] == -difference and paired(after, before)[2] == pytest.approx(p)
-    assert paired(before, before) == (0.0, (pytest.approx(-low_of_none()), pytest.approx(low_of_none())), 1.0)
-
-
-def low_of_none() -> float:
-    """Half the interval when no answer of 20 changed."""
-    return 1.959964 / 22
-
-
-def test_many_changes_do_not_overflow() -> None:
-    difference, _, p = paired([False] * 3000 + [True] * 2000, [True] * 3000 + [False] * 2000)
-    assert difference == pytest.approx(0.2) and 0 < p < 1e-30
-
-
 def test_phases_and_runs_are_compared_on_the_same_questions(tmp_path: Path) -> None:
     first, second = finished_run(tmp_path, "first"), finished_run(tmp_path, "second")
     right = {"first": [True] * 5 + [False] * 15, "second": [True] * 15 + [False] * 5}
     for files, run in ((first, "first"), (second, "second")):
         answered(score(tmp_path, run, "sft", "mmlu", files["run_manifests"][2]), right[run])
+        rows = [{"index": index, "score": 2.0 + index / 10 + 0.1 * (run == "first"), "bytes": 10} for index in range(20)]
+        bpb = score(tmp_path, run, "base", "bpb", files["run_manifests"][0], interval=None, baseline=None, items="bpb.items.jsonl")
+        write_text(bpb.parent / "bpb.items.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        last = score(tmp_path, run, "sft", "bpb", files["run_manifests"][2], interval=None, baseline=None, items="../base/bpb.items.jsonl")
+        files["scores"].append(last)
     earlier = answered(score(tmp_path, "second", "mid", "mmlu", second["run_manifests"][1]), right["first"])
     markdown = pages(with_scores(together(first, second), earlier))[0]
     assert "| MMLU | first, SFT | second, SFT | 20 | +0.5000 |" in markdown and "| 0.0020 (better) |" in markdown
     assert "| MMLU | MID, second | SFT, second | 20 | +0.5000 |" in markdown
+    assert "| bits per byte | first, SFT | second, SFT | 20 | -0.1000 | -0.1000 to -0.1000 | 0.0002 (better) |" in markdown
     assert "ARC-Easy | first, SFT" not in markdown  # no answers to single rows are there
 
 
@@ -167,7 +149,7 @@ def test_published_chatcore_follows_from_the_published_scores() -> None:
     found = {(model.name.removeprefix("d20, "), model.phase): model.scores for model in D20}
     for key, means in stated.items():
         for name, value in zip(("ChatCORE-5", "ChatCORE-6"), means, strict=True):
-            mean = centered_mean(found[key], name)
+            mean = chatcore(name, {task: (score, None) for task, score in found[key].items()}).value
             assert mean == (None if value is None else pytest.approx(value, abs=1e-4)), (key, name)
     assert sum(D20_CORE.values()) / 22 == pytest.approx(found["Dec 2025", "base"]["core"], abs=1e-4)
     assert [model.scores["core"] for model in GPT2] == [0.1139, 0.1849, 0.2146, 0.2565]

@@ -66,7 +66,9 @@ def _right_or_wrong(both: Sequence[tuple[bool, bool]], seed: int) -> Paired:
     only_first, only_second = sum(a and not b for a, b in both), sum(b and not a for a, b in both)
     n = len(both)
     a_mean, b_mean = sum(a for a, _ in both) / n, sum(b for _, b in both) / n
-    means = bootstrap_means([float(b) - float(a) for a, b in both], seed=seed, resamples=RESAMPLES)
+    # a resampled mean is a multinomial draw of how many rows were gained, lost and neither: what a bootstrap of the rows gives, 1,000 times as fast
+    drawn = np.random.RandomState(seed % (1 << 32)).multinomial(n, [only_second / n, only_first / n, 1 - (only_first + only_second) / n], RESAMPLES)
+    means = (drawn[:, 0] - drawn[:, 1]) / n
     p = mcnemar_exact(only_first, only_second)
     return Paired(n, a_mean, b_mean, (only_second - only_first) / n, _middle(means), p, "exact McNemar", only_first, only_second)
 

@@ -5,20 +5,22 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from nanochat.config import PHASES
+from nanochat.eval.chatcore import CHATCORE
+from nanochat.eval.chatcore import chatcore as chatcore_of
+from nanochat.eval.paired import Paired, compare_items
 from nanochat.history import cost_of
 from nanochat.report import figures, text
 from nanochat.report.document import Block, Bullets, Cell, Figure, Figures, Fold, Heading, Paragraph, Section, Table, cells
 from nanochat.report.inputs import Inputs, Score
-from nanochat.report.metrics import CHATCORE, LOWER_IS_BETTER, centered_mean, chatcore, is_sampled, metric_rows, name_of, ordered, title
-from nanochat.report.paired import paired
+from nanochat.report.metrics import LOWER_IS_BETTER, chatcore, is_sampled, metric_rows, name_of, ordered, title
 from nanochat.report.published import BY_OTHERS, D20, GPT2, Published
-from nanochat.report.summary import ABSENT, metric_name, money_cell, of_phase, score_cell, texts_differ
+from nanochat.report.summary import ABSENT, mean_cell, metric_name, money_cell, of_phase, score_cell, texts_differ
 
 MOST_DRAWN = 8  # runs in the bars; the table has all
-SIGNIFICANT = 0.05
 PAIRED = (
-    "Both models answered the same questions. The difference is between the two shares of right answers, with its 95% interval; p is of McNemar's exact test, "
-    "the chance of so uneven a change if both were equally good. Of many comparisons one in twenty falls below 0.05 by luck alone."
+    "Both models were asked the same rows. The difference is between their scores, with its 95% interval; p is the chance of so uneven a change if both were "
+    "equally good, of McNemar's exact test where answers are right or wrong, of a seeded bootstrap elsewhere. Of many comparisons one in twenty falls below "
+    "0.05 by luck alone."
 )
 
 
@@ -51,8 +53,8 @@ def _runs(inputs: Inputs, price: float) -> list[Block]:
     for name, found in metric_rows(scores):
         rows.append(cells(metric_name(name), *(score_cell(found.get(run)) for run in inputs.runs)))
     for name in CHATCORE:
-        found_of = [chatcore(name, {task: score for (of, task), score in scores.items() if of == run}) for run in inputs.runs]
-        rows.append(cells(name, *map(score_cell, found_of)))
+        means = [chatcore(name, {task: score for (of, task), score in scores.items() if of == run}) for run in inputs.runs]
+        rows.append(cells(name, *map(mean_cell, means)))
     costs = [cost_of([attempt for training in inputs.of_run(run) for attempt in training.attempts], price) for run in inputs.runs]
     rows.append(cells("training time", *(text.duration(cost.wall_s) if cost.attempts else text.unavailable("no attempt is recorded") for cost in costs)))
     rows.append(cells("cost", *(money_cell(cost) for cost in costs)))
@@ -84,23 +86,17 @@ def _bars_of_runs(scores: Mapping[tuple[str, str], Score], runs: Sequence[str]) 
 class Pair:
     """Two models on the rows of a task that both were asked."""
 
-    task: str
     first: Score
     second: Score
-    rows: int
-    difference: float
-    interval: tuple[float, float]
-    p: float
+    test: Paired
 
 
 def compared(first: Score, second: Score) -> Pair | None:
     """The paired test of two scores; None where the answers to single rows are not there, or are of different versions of the task."""
-    answers = first.items(), second.items()
-    same = sorted(answers[0].keys() & answers[1].keys())
-    if not same or first.content.get("version") != second.content.get("version"):
+    if first.content.get("version") != second.content.get("version"):
         return None
-    difference, interval, p = paired([answers[0][row] for row in same], [answers[1][row] for row in same])
-    return Pair(first.task, first, second, len(same), difference, interval, p)
+    test = compare_items(first.items(), second.items())
+    return Pair(first, second, test) if test else None
 
 
 def _pairs(inputs: Inputs) -> Iterable[tuple[Score, Score]]:
@@ -134,10 +130,12 @@ def _paired_tests(inputs: Inputs) -> list[Block]:
 def _pair_row(pair: Pair) -> tuple[Cell, ...]:
     several = pair.first.run != pair.second.run
     names = [f"{score.run}, {score.phase.upper()}" if several else f"{score.phase.upper()}, {score.run}" for score in (pair.first, pair.second)]
-    p = "< 0.0001" if pair.p < 0.0001 else f"{pair.p:.4f}"
-    interval = f"{pair.interval[0]:+.4f} to {pair.interval[1]:+.4f}"
-    note = "" if pair.p >= SIGNIFICANT else "better" if pair.difference > 0 else "worse"
-    return cells(name_of(pair.first), *names, text.count(pair.rows), f"{pair.difference:+.4f}", interval, Cell(p, note))
+    test = pair.test
+    p = "< 0.0001" if test.p < 0.0001 else f"{test.p:.4f}"
+    interval = f"{test.interval[0]:+.4f} to {test.interval[1]:+.4f}"
+    better = (test.difference > 0) != (pair.first.task in LOWER_IS_BETTER)
+    note = ("better" if better else "worse") if test.is_significant else ""
+    return cells(name_of(pair.first), *names, text.count(test.n), f"{test.difference:+.4f}", interval, Cell(p, note))
 
 
 # --- what others published -------------------------------------------------------------------------------------------
@@ -211,7 +209,7 @@ def _beside_published(inputs: Inputs) -> list[Block]:
 
 def _model_row(model: Model, tasks: Sequence[str], names: Sequence[str]) -> tuple[Cell, ...]:
     values = [Cell(text.score(model.scores[task]), model.notes.get(task, "")) if task in model.scores else Cell(ABSENT) for task in tasks]
-    means = [centered_mean(model.scores, name) for name in names]
+    means = [chatcore_of(name, {task: (value, None) for task, value in model.scores.items()}).value for name in names]
     name = Cell(model.name, BY_OTHERS if model.published else "")
     return cells(name, model.phase.upper() or ABSENT, *values, *(ABSENT if mean is None else text.score(mean) for mean in means))
 

@@ -1,11 +1,11 @@
-"""Scores of a run side by side: display names, the order of the summary, and ChatCORE over named task lists."""
+"""Scores of a run side by side: display names, the order of the summary, and ChatCORE."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
-from nanochat.eval.chatcore import CHATCORE as CHATCORE  # its users take it from here
-from nanochat.eval.chatcore import chatcore as centred_mean
+from nanochat.eval.chatcore import CHATCORE, ChatCore
+from nanochat.eval.chatcore import chatcore as chatcore_of
 from nanochat.report.inputs import Score
 
 TITLES = {
@@ -23,17 +23,6 @@ TITLES = {
     "bpb": "bits per byte",
 }
 LOWER_IS_BETTER = frozenset({"bpb"})
-
-
-@dataclass(frozen=True)
-class Aggregate:
-    """A mean over a named task list; `value` is None where `why` says what is missing."""
-
-    value: float | None
-    interval: tuple[float, float] | None
-    why: str
-    tasks: tuple[str, ...]
-    limited: tuple[str, ...]  # tasks of which only a sample of the rows was used
 
 
 def title(task: str) -> str:
@@ -62,19 +51,11 @@ def ordered(tasks: "list[str] | set[str]") -> list[str]:
     return first + sorted((task for task in set(tasks) if task not in first), key=lambda task: title(task).lower())
 
 
-def chatcore(name: str, scores: Mapping[str, Score]) -> Aggregate:
-    """Mean of the centred scores over the task list `name`; not available unless every task has a score."""
-    tasks = CHATCORE[name]
-    found = centred_mean(name, {task: (score.value, score.interval) for task, score in scores.items()})
-    if found.value is None:
-        why = found.why if len(found.lacking) == len(tasks) else f"no score of {', '.join(map(title, found.lacking))}"
-        return Aggregate(None, None, why, tasks, ())
-    return Aggregate(found.value, found.interval, "", tasks, tuple(task for task in tasks if is_sampled(scores[task].content)))
-
-
-def centered_mean(values: Mapping[str, float], name: str) -> float | None:
-    """ChatCORE of bare scores, as published ones are; None unless every task has one."""
-    return centred_mean(name, {task: (value, None) for task, value in values.items()}).value
+def chatcore(name: str, scores: Mapping[str, Score]) -> ChatCore:
+    """ChatCORE over the task list `name`, with its interval; what is missing is told by the names that people know."""
+    mean = chatcore_of(name, {task: (score.value, score.interval) for task, score in scores.items()})
+    lacking = [title(task) for task in CHATCORE[name] if task not in scores or scores[task].value is None]
+    return mean if mean.value is not None or len(lacking) == len(CHATCORE[name]) else replace(mean, why=f"no score of {', '.join(lacking)}")
 
 
 def is_sampled(content: Mapping[str, Any]) -> bool:

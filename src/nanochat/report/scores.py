@@ -15,8 +15,8 @@ Scores = Mapping[tuple[str, str], Score]
 HEADERS = ("Task", "Phase", "Score", "95% interval", "Correct", "Guessing", "Split", "Rows", "Version", "Seconds")
 MEASURES = {"robust": "numbers compared as values", "reference": "exact match, as the reference"}
 OVERLAP = (
-    "Items of the evaluations of which a run of 13 words occurs in the training text too. A score on such items may be remembered rather than worked out; "
-    "common phrases are counted as well, so a small share proves nothing."
+    "Items of the evaluations of which a run of words, 13 where not set otherwise, occurs in the training text too. A score on such items may be remembered "
+    "rather than worked out; common phrases are counted as well, so a small share proves nothing."
 )
 
 
@@ -114,7 +114,7 @@ def _contamination(inputs: Inputs) -> list[Block]:
             corpus,
             title(str(row["task"])),
             str(row.get("split", ABSENT)),
-            text.count(row["items"]),
+            Cell(text.count(row["items"]), f"{row['items_too_short']:,} too short" if row.get("items_too_short") else ""),
             text.count(row["items_with_overlap"]),
             text.percent(row["items_with_overlap"] / row["items"]) if row["items"] else ABSENT,
         )

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 
 from nanochat.config import PHASES
+from nanochat.eval.chatcore import CHATCORE, ChatCore
 from nanochat.history import Cost, cost_of
 from nanochat.report import figures, text
 from nanochat.report.document import Beside, Block, Bullets, Cell, Figure, Figures, Fold, Heading, Paragraph, Section, Table, Tiles, cells
 from nanochat.report.inputs import Inputs, Score
-from nanochat.report.metrics import CHATCORE, LOWER_IS_BETTER, Aggregate, chatcore, is_sampled, metric_rows, name_of, ordered, title
+from nanochat.report.metrics import LOWER_IS_BETTER, chatcore, is_sampled, metric_rows, name_of, ordered, title
 
 COLUMNS = tuple(phase.upper() for phase in PHASES)
 ABSENT = "-"
@@ -42,7 +43,7 @@ def phase_table(scores: Mapping[tuple[str, str], Score]) -> Table:
     """| Metric | BASE | MID | SFT | RL | with "-" where a phase has no such score."""
     rows = [cells(metric_name(name), *(score_cell(found.get(phase)) for phase in PHASES)) for name, found in metric_rows(scores)]
     for name in CHATCORE:
-        rows.append(cells(name, *(score_cell(chatcore(name, of_phase(scores, phase))) for phase in PHASES)))
+        rows.append(cells(name, *(mean_cell(chatcore(name, of_phase(scores, phase))) for phase in PHASES)))
     return Table(("Metric", *COLUMNS), tuple(rows))
 
 
@@ -51,11 +52,18 @@ def of_phase(scores: Mapping[tuple[str, str], Score], phase: str) -> dict[str, S
     return {task: score for (of, task), score in scores.items() if of == phase}
 
 
-def score_cell(score: Score | Aggregate | None) -> Cell:
+def score_cell(score: Score | None) -> Cell:
     """A score with its interval; "-" where there is none or where it could not be computed."""
     if score is None or score.value is None:
         return Cell(ABSENT)
     return Cell(text.score(score.value), f"{score.interval[0]:.3f}-{score.interval[1]:.3f}" if score.interval else "")
+
+
+def mean_cell(mean: ChatCore) -> Cell:
+    """ChatCORE with its interval; "-" where it is not available."""
+    if mean.value is None:
+        return Cell(ABSENT)
+    return Cell(text.score(mean.value), f"{mean.interval[0]:.3f}-{mean.interval[1]:.3f}" if mean.interval else "")
 
 
 def metric_name(name: str) -> str:
