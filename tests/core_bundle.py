@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import yaml
 
-from nanochat.data.sources import CORE_TASKS
+from nanochat.data.core import CORE_TASKS
 
 SCHEMA, WRITTEN = ("winograd", "winogrande"), ("jeopardy", "lambada_openai", "squad", "coqa")
 ROWS = {

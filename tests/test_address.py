@@ -204,6 +204,6 @@ def test_the_core_bundle_is_fetched_whole_or_refused(hub: Hub, tmp_path: Path) -
     files["eval_bundle/eval_meta_data.csv"] += b"winograd_273,50\n"
     hub.files = {"eval_bundle.zip": zipped(files)}
     (tmp_path / "sources.lock.json").unlink()
-    assert "core_bundle: holds no split winograd, which the registry promises" in refusal(fetch(hub, tmp_path, {"source": "core_bundle"}))
+    assert "core.yaml lists winograd_273, which is none of the 22 tasks of CORE" in refusal(fetch(hub, tmp_path, {"source": "core_bundle"}))
     assert not (folder / "manifest.json").exists()
     assert not (tmp_path / "sources.lock.json").exists()

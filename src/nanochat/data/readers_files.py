@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.artifacts import atomic_path
+from nanochat.data.core import CORE_BASELINES, CORE_TASKS, CORE_YAML, TEXTS, Kind, row_fault
+from nanochat.data.readers_bigbench import read_bigbench
 from nanochat.errors import UserError
 
 Files = tuple[list[str], dict[str, int]]  # names of the files, and {split: rows}
@@ -23,12 +25,6 @@ Files = tuple[list[str], dict[str, int]]  # names of the files, and {split: rows
 MAX_UNPACKED_BYTES = 4_000_000_000  # of a zip; the bundle has about half of one
 MAX_MEMBER_BYTES = 1_000_000_000
 MAX_SMALL_BYTES = 10_000_000  # core.yaml and the csv
-CORE_YAML, CORE_BASELINES = "core.yaml", "eval_meta_data.csv"
-CORE_KEYS = {  # icl_task_type -> what each row holds
-    "multiple_choice": ("query", "choices", "gold"),
-    "schema": ("context_options", "continuation", "gold"),
-    "language_modeling": ("context", "continuation"),
-}
 CURE = "run again; if it stays so, its publisher has changed it, or your network answers in its place"
 LABEL = re.compile("[A-Za-z0-9_]{1,64}")
 
@@ -47,7 +43,7 @@ def read_core_bundle(file: Path, folder: Path) -> Files:
             for name in (CORE_YAML, CORE_BASELINES):
                 with atomic_path(folder / name) as temporary:
                     temporary.write_bytes(archive.read(f"{root}{name}"))
-            rows = {label: _write_task(archive, members, root, label, uri, keys, folder, file) for label, (uri, keys) in tasks.items()}
+            rows = {label: _write_task(archive, members, root, label, uri, kind, folder, file) for label, (uri, kind) in tasks.items()}
             return [CORE_YAML, CORE_BASELINES, *(f"{label}.jsonl" for label in rows)], rows
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:  # RuntimeError: encrypted
         raise UserError(f"{file.name}: not a readable zip ({error}); {CURE}") from None
@@ -82,17 +78,21 @@ def _small(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], nam
         raise UserError(f"{file.name}: {name} is no text ({error.reason} at byte {error.start}); {CURE}") from None
 
 
-def _core_tasks(text: str, file: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """{label: (file below eval_data/, keys of its rows)} as core.yaml lists them."""
+def _core_tasks(text: str, file: Path) -> dict[str, tuple[str, Kind]]:
+    """{label: (file below eval_data/, kind of its rows)} as core.yaml lists them."""
     import yaml
 
     try:
         tasks = yaml.safe_load(text)["icl_tasks"]
-        found = {task["label"]: (task["dataset_uri"], CORE_KEYS[task["icl_task_type"]]) for task in tasks}
+        found = {task["label"]: (task["dataset_uri"], task["icl_task_type"]) for task in tasks}
+        if odd := [kind for _, kind in found.values() if kind not in TEXTS]:
+            raise KeyError(odd[0])
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{file.name}: {CORE_YAML} lists no tasks with label, dataset_uri and icl_task_type ({error!r:.160}); {CURE}") from None
     if odd := [label for label in found if not isinstance(label, str) or not LABEL.fullmatch(label)]:
         raise UserError(f"{file.name}: {CORE_YAML} has the label {odd[0]!r:.80}, which is no name of a task; {CURE}")
+    if unknown := [label for label in found if label not in CORE_TASKS]:
+        raise UserError(f"{file.name}: {CORE_YAML} lists {unknown[0]}, which is none of the {len(CORE_TASKS)} tasks of CORE; {CURE}")
     return found
 
 
@@ -106,9 +106,7 @@ def _check_baselines(text: str, tasks: Mapping[str, Any], file: Path) -> None:
             raise UserError(f"{file.name}: {CORE_BASELINES} has no number under Random baseline for {label}; {CURE}") from None
 
 
-def _write_task(
-    archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], root: str, label: str, uri: str, keys: tuple[str, ...], folder: Path, file: Path
-) -> int:
+def _write_task(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], root: str, label: str, uri: str, kind: Kind, folder: Path, file: Path) -> int:
     name, rows = f"{root}eval_data/{uri}", 0
     if name not in members:
         raise UserError(f"{file.name}: {name}, the rows of task {label}, is missing; {CURE}")
@@ -117,9 +115,8 @@ def _write_task(
             if not line.strip():
                 continue
             row = _json_line(line, f"{file.name}: {name}", number)
-            if not isinstance(row, dict) or (missing := [key for key in keys if key not in row]):
-                what = f"has no {', '.join(missing)}" if isinstance(row, dict) else "is no object"
-                raise UserError(f"{file.name}: {name}: line {number} {what}; {CURE}")
+            if fault := row_fault(kind, row):
+                raise UserError(f"{file.name}: {name}: line {number} {fault}; {CURE}")
             out.write(line if line.endswith(b"\n") else line + b"\n")
             rows += 1
     if not rows:
@@ -196,6 +193,7 @@ def _write_lines(path: Path, rows: Iterator[dict[str, Any]], file: Path) -> int:
 
 FILE_READERS: Mapping[str, Callable[[Path, Path], Files]] = {
     "core_bundle": read_core_bundle,
+    "bigbench": read_bigbench,
     "message_lists": read_message_lists,
     "word_lines": read_word_lines,
     "ranks": read_ranks,

@@ -5,6 +5,7 @@ gsm8k           {"question", "answer"}
 humaneval       {"task_id", "prompt", "entry_point", "canonical_solution", "test"}
 conversations   {"messages": [{"role", "content"}, ...]}
 words           {"word"}
+CORE            see readers_core.py
 """
 
 import gzip
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from nanochat.data.identity import identity_conversations
+from nanochat.data.readers_core import read_core_rows
 from nanochat.data.readers_text import EVAL_TASKS, evaluation_documents
 
 Row = dict[str, Any]
@@ -171,6 +173,7 @@ ROW_READERS: Mapping[str, Callable[[zipfile.ZipFile, str, Arguments], Iterator[R
     "identity": read_identity,
     "words": read_words,
     "chitchat": read_chitchat,
+    "core": read_core_rows,
 }
 RANK_READERS: Mapping[str, Callable[[zipfile.ZipFile], bytes]] = {"gpt2_ranks": gpt2_ranks, "cl100k_ranks": cl100k_ranks}
 

