@@ -73,6 +73,12 @@ def test_a_complete_experiment_is_accepted() -> None:
         ("runs.tiny.chat_sft.mixture", [{"task": "nope"}], ["runs.tiny.chat_sft.mixture='nope'", "no such task"]),
         ("runs.tiny.evaluate.nope", {}, ["runs.tiny.evaluate.nope='nope'", "no such task"]),
         ("runs.tiny.evaluate.gsm8k", {"split": "dev"}, ["runs.tiny.evaluate.gsm8k", "no split 'dev'"]),
+        ("runs.tiny.evaluate.core", {"source": "mmlu"}, ["runs.tiny.evaluate.core.source='mmlu'", "choose one of core_bundle, core_wheels"]),
+        ("runs.tiny.evaluate.core", {"tasks": ["arc_esay"]}, ["runs.tiny.evaluate.core.tasks='arc_esay': no task of CORE", "arc_easy, "]),
+        ("runs.tiny.evaluate.core", {"limit": 10}, ["runs.tiny.evaluate.core.limit=10: up to 10 other rows", "give 11 or more"]),
+        ("runs.tiny.evaluate.core", {"split": "train"}, ["runs.tiny.evaluate.core.split='train'", "leave it out"]),
+        ("runs.tiny.evaluate.arc_easy", {"tasks": ["arc_easy"]}, ["runs.tiny.evaluate.arc_easy.tasks=['arc_easy']", "only task core"]),
+        ("runs.tiny.chat_sft.mixture", [{"task": "core"}], ["runs.tiny.chat_sft.mixture='core'", "no such task"]),
         ("report.runs", ["other"], ["report.runs='other'", "tiny"]),
         ("sources.mmlu", {"kind": "local", "path": "x"}, ["sources.mmlu", "built-in"]),
         ("sources.wheels", {"kind": "local", "path": "x"}, ["sources.wheels", "resources/wheels/ holds something else"]),
@@ -118,6 +124,8 @@ def test_bad_input_is_named_with_its_key_and_value(path: str, value: object, par
     ("path", "value"),
     [
         ("runs.tiny.evaluate.arithmetic.phases", ["mid", "sft"]),  # one of them is there
+        ("runs.tiny.evaluate.core", {"source": "core_wheels", "limit": 11, "phases": ["base"]}),
+        ("runs.tiny.evaluate.core", {"tasks": ["copa", "winogrande"], "limit": 1}),  # these are shown no examples
         ("runs.tiny.base_train.horizon", {"tokens": 1024, "batch_tokens": 1024}),
         ("runs.tiny.base_train.horizon", {"tokens_per_param": 2.0, "batch_tokens": 1024}),
         ("corpora.speeches", {"sources": ["fineweb_edu_100b", "presidential_messages"], "sequence_len": 128, "shards": 3}),
@@ -317,6 +325,21 @@ def test_a_corpus_is_held_against_what_its_runs_evaluate_or_against_what_is_name
     assert received["evaluations"] == ["arc_easy/test", "mmlu/validation"] and received["decontaminate"] is True
     named = prepared(decontaminate=True, decontaminate_against=["mmlu", "gsm8k"])
     assert config.evaluation_rows(named, "speeches") == [("gsm8k", "test"), ("mmlu", "validation")]
+
+
+def test_core_asks_for_every_task_of_its_sources() -> None:
+    assert config.task_sources("core", "test", None) == ["core_bundle"]
+    assert config.task_sources("core", "test", "core_wheels_bigbench") == ["core_wheels", "core_bigbench"]
+    assert len(config.task_rows("core", "test", None)) == 22
+    rows = config.task_rows("core", "test", "core_wheels_bigbench")
+    assert len(rows) == 20 and ("core_wheels", "boolq") in rows and ("core_bigbench", "bigbench_operators") in rows
+    content = copy.deepcopy(EXPERIMENT)
+    content["runs"]["tiny"]["evaluate"] = {"core": {"source": "core_wheels"}}
+    content["corpora"]["speeches"]["prepare"] = {"decontaminate": True}
+    experiment = config.validate(content)
+    assert config.evaluation_rows(experiment, "speeches") == sorted(config.task_rows("core", "test", "core_wheels"))
+    assert config.evaluation_rows(prepared(decontaminate=True, decontaminate_against=["core"]), "speeches") == sorted(config.task_rows("core", "test", None))
+    assert config.evaluate_config(experiment.runs["tiny"], "core") == {"task": "core", "source": "core_wheels"}
 
 
 def test_filters_that_are_off_are_not_dumped_and_other_stages_know_nothing_of_them() -> None:

@@ -466,6 +466,17 @@ def test_every_task_has_its_length() -> None:
             assert rows is not None and rows > 0, f"{name} {split}"
 
 
+def test_core_reads_the_rows_that_its_source_has() -> None:
+    from nanochat.config import TaskSettings
+    from nanochat.data.core import CORE_TASKS
+
+    assert set(texts.CORE_READ) == set(CORE_TASKS)
+    wheels = TaskSettings(source="core_wheels")
+    assert texts.core_read(wheels)[0] == 48_080 < texts.core_read(TaskSettings())[0]
+    assert texts.core_read(wheels.model_copy(update={"tasks": ["copa", "squad"]})) == (1100, 100 * 22 + 1000 * 2096)
+    assert texts.core_read(wheels.model_copy(update={"tasks": ["copa", "squad"], "limit": 200})) == (300, 100 * 22 + 200 * 2096)
+
+
 def test_text_in_wheels_is_known_and_that_of_others_is_not() -> None:
     from nanochat.data.sources import SOURCES, user_source
 

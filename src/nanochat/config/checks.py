@@ -2,13 +2,15 @@
 
 from typing import Any
 
-from nanochat.config.schema import NOT_A_SOURCE, Experiment, Run
+from nanochat.config.schema import NOT_A_SOURCE, Experiment, Run, TaskSettings
 from nanochat.config.subtrees import evaluation_rows, resolve_base_train, stage_tasks
+from nanochat.data.core import CORE, CORE_SOURCES, CORE_TASKS
 from nanochat.data.sources import SOURCES
 from nanochat.names import NOT_A_RUN
 from nanochat.recipes import RECIPES
 from nanochat.tasks import TASKS
 
+NOT_TASKS = ("bpb", CORE)  # what `evaluate:` knows besides the tasks of the registry
 MIXTURE_ROWS = 4096  # rows in which each source of a mixture has its share: data.rows.MixtureOrder.BLOCK
 
 
@@ -64,13 +66,15 @@ def _prepare_problems(experiment: Experiment, name: str) -> list[str]:
     prepare, place = experiment.corpora[name].prepare, f"corpora.{name}.prepare"
     if prepare is None or not prepare.decontaminate:
         return []
-    unknown = [task for task in prepare.decontaminate_against if task not in TASKS]
+    unknown = [task for task in prepare.decontaminate_against if task not in (*TASKS, CORE)]
     if unknown:
-        return [f"{place}.decontaminate_against={unknown[0]!r}: no such task; choose among {', '.join(sorted(TASKS))}"]
+        return [f"{place}.decontaminate_against={unknown[0]!r}: no such task; choose among {', '.join(sorted((*TASKS, CORE)))}"]
     runs = [run for run in experiment.runs.values() if run.corpus == name]
-    if any(task not in (*TASKS, "bpb") for run in runs for task in run.evaluate):
+    if any(task not in (*TASKS, *NOT_TASKS) for run in runs for task in run.evaluate):
         return []  # said below
-    if any(settings.split not in TASKS[task].sources for run in runs for task, settings in run.evaluate.items() if task != "bpb"):
+    if any(settings.split not in TASKS[task].sources for run in runs for task, settings in run.evaluate.items() if task in TASKS):
+        return []  # said below
+    if any(_core_problems("", run.evaluate[CORE]) for run in runs if CORE in run.evaluate):
         return []  # said below
     if not evaluation_rows(experiment, name):
         return [f"{place}.decontaminate: no run on this corpus evaluates a task that has rows; name tasks in decontaminate_against, or leave it out"]
@@ -103,7 +107,7 @@ def _shard_problems(experiment: Experiment) -> list[str]:
 
 def _task_problems(name: str, run: Run, chats: list[str]) -> list[str]:
     """Of the tasks of one run. `chats`: sources of the user's own that hold conversations."""
-    uses = [(f"runs.{name}.evaluate.{task}", task, settings.split, settings.source) for task, settings in run.evaluate.items() if task != "bpb"]
+    uses = [(f"runs.{name}.evaluate.{task}", task, settings.split, settings.source) for task, settings in run.evaluate.items() if task not in NOT_TASKS]
     for stage, key in (("mid_train", "mixture"), ("chat_sft", "mixture"), ("chat_rl", "tasks")):
         if getattr(run, stage) is not None:
             uses += [(f"runs.{name}.{stage}.{key}", *use) for use in stage_tasks(run, stage) if stage != "chat_rl" or use[1] == "rl"]
@@ -117,7 +121,7 @@ def _task_problems(name: str, run: Run, chats: list[str]) -> list[str]:
             learnt = [known for known in TASKS if "rl" in TASKS[known].sources]
             problems.append(f"{place}={task!r}: no task of this name has problems to learn from; choose among {', '.join(learnt)}")
         elif task not in TASKS:
-            known_tasks = [*TASKS, *(["bpb"] if ".evaluate." in place else [])]  # bits per byte are of the corpus, nothing to train on
+            known_tasks = [*TASKS, *(NOT_TASKS if ".evaluate." in place else ())]  # nothing to train on
             problems.append(f"{place}={task!r}: no such task; choose one of {', '.join(sorted(known_tasks))}")
         elif TASKS[task].kind == "conversation" and place.endswith(f".evaluate.{task}"):
             problems.append(f"{place}: conversations that nobody grades; evaluate another task")
@@ -134,9 +138,31 @@ def _task_problems(name: str, run: Run, chats: list[str]) -> list[str]:
             problems.append(f"{place}.source={source!r}: not a source of task {task}, split {split}; {cure}")
     if "bpb" in run.evaluate and (samples := run.evaluate["bpb"].samples):
         problems.append(f"runs.{name}.evaluate.bpb.samples={samples}: bits per byte have no answers; leave samples out")
+    problems += _core_problems(f"runs.{name}.evaluate.{CORE}", run.evaluate[CORE]) if CORE in run.evaluate else []
+    problems += [
+        f"runs.{name}.evaluate.{task}.tasks={settings.tasks}: only task {CORE} is made of several; leave tasks out"
+        for task, settings in run.evaluate.items()
+        if settings.tasks and task != CORE
+    ]
     for key, value in run.evaluate["bpb"].model_dump(include={"split", "source"}, exclude_unset=True).items() if "bpb" in run.evaluate else ():
         if value != "validation":
             problems.append(f"runs.{name}.evaluate.bpb.{key}={value!r}: bits per byte are of the corpus' validation text; leave {key} out")
+    return problems
+
+
+def _core_problems(place: str, settings: TaskSettings) -> list[str]:
+    """Of task core."""
+    problems = []
+    if settings.source is not None and settings.source not in CORE_SOURCES:
+        problems.append(f"{place}.source={settings.source!r}: not a source of task core; choose one of {', '.join(CORE_SOURCES)}")
+    if unknown := [label for label in settings.tasks if label not in CORE_TASKS]:
+        problems.append(f"{place}.tasks={unknown[0]!r}: no task of CORE; choose among {', '.join(CORE_TASKS)}")
+    elif settings.limit and settings.limit <= (shots := max(CORE_TASKS[label].shots for label in settings.tasks or CORE_TASKS)):
+        problems.append(f"{place}.limit={settings.limit}: up to {shots} other rows are shown before each as examples; give {shots + 1} or more")
+    if settings.samples:
+        problems.append(f"{place}.samples={settings.samples}: nothing is written for CORE, so nothing is drawn; leave samples out")
+    if "split" in settings.model_fields_set and settings.split != "test":
+        problems.append(f"{place}.split={settings.split!r}: the tasks of CORE have no splits; leave it out")
     return problems
 
 

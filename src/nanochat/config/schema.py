@@ -350,6 +350,7 @@ class TaskSettings(Section):
     phases: Annotated[list[Literal["base", "mid", "sft", "rl"]], Field(min_length=1)] | None = None  # absent: every phase the run has
     max_new_tokens: PositiveInt = 256
     batch_rows: PositiveInt = 16  # rows per forward pass; a change of it reruns nothing
+    tasks: list[str] = []  # task core: these of its tasks alone; absent: all that the source has
     seed: Seed = 0
     samples: PositiveInt | None = None  # so many more answers to each row, drawn with chance, for pass@k; the score stays that of the greedy answer
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # of the samples

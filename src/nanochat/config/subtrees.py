@@ -27,7 +27,8 @@ from nanochat.config.schema import (
     UserSource,
     Weight,
 )
-from nanochat.data.sources import Source
+from nanochat.data.core import CORE, core_sources
+from nanochat.data.sources import SOURCES, Source
 from nanochat.errors import UserError
 from nanochat.recipes import RECIPES
 from nanochat.tasks import TASKS
@@ -191,10 +192,9 @@ def evaluation_rows(experiment: Experiment, corpus: str) -> list[tuple[str, str]
     named = prepare.decontaminate_against
     wanted = [(task, settings.split, settings.source) for task, settings in evaluated_here if not named or task in named]
     for task in set(named) - {task for task, *_ in wanted}:
-        splits = TASKS[task].sources
+        splits = TASKS[task].sources if task in TASKS else {"test": ()}
         wanted.append((task, "test" if "test" in splits else "validation" if "validation" in splits else next(iter(splits)), None))
-    rows = {(found, TASKS[task].source_splits.get(split, split)) for task, split, source in wanted for found in task_sources(task, split, source)}
-    return sorted(rows)
+    return sorted({row for task, split, source in wanted for row in task_rows(task, split, source)})
 
 
 def prepare_config(experiment: Experiment, corpus: str) -> dict[str, Any]:
@@ -261,8 +261,18 @@ def task_sources(task: str, split: str, source: str | None) -> list[str]:
     """Sources to fetch for one split of a task: the one asked for, else the first of its choices; none for generators."""
     if task == "bpb":
         return []
+    if task == CORE:
+        return core_sources(source)
     choices = TASKS[task].sources[split]
     return [source] if source else list(choices[:1])
+
+
+def task_rows(task: str, split: str, source: str | None) -> list[tuple[str, str]]:
+    """(source, its split) of all rows that one split of a task is made of; each task of CORE is a split of its source."""
+    found = task_sources(task, split, source)
+    if task == CORE:
+        return [(name, label) for name in found for label in SOURCES[name].splits]
+    return [(name, TASKS[task].source_splits.get(split, split)) for name in found]
 
 
 def evaluated(run: Run) -> list[tuple[str, str]]:

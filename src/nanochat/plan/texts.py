@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nanochat.config import MixtureItem
+from nanochat.config import MixtureItem, TaskSettings, task_rows
+from nanochat.data.core import CORE
 from nanochat.data.sources import SOURCES, WHEELS, Source
 from nanochat.tasks import TASKS
 from nanochat.tasks.arithmetic import DEFAULT_ROWS as ARITHMETIC_ROWS
@@ -49,6 +50,32 @@ CONVERSATION_TOKENS = {
 # task -> tokens of the question alone, as a model is asked it
 QUESTION_TOKENS = {"arc_easy": 76, "arc_challenge": 87, "mmlu": 90, "openbookqa": 62, "commonsense_qa": 64, "gsm8k": 59, "humaneval": 173}
 OTHER_QUESTION_TOKENS = 15
+# task of CORE -> (rows in the published bundle, tokens that are read for one, what its texts have in common once); assumptions: of those
+# of BIG-bench, winograd and agi_eval_lsat_ar
+CORE_READ = {
+    "hellaswag_zeroshot": (10_042, 177),
+    "jeopardy": (2_117, 338),
+    "bigbench_qa_wikidata": (20_321, 150),
+    "arc_easy": (2_376, 383),
+    "arc_challenge": (1_172, 449),
+    "copa": (100, 22),
+    "commonsense_qa": (1_221, 272),
+    "piqa": (1_838, 444),
+    "openbook_qa": (500, 26),
+    "lambada_openai": (5_153, 78),
+    "hellaswag": (10_042, 989),
+    "winograd": (273, 40),
+    "winogrande": (1_267, 30),
+    "bigbench_dyck_languages": (1_000, 700),
+    "agi_eval_lsat_ar": (230, 1_100),
+    "bigbench_cs_algorithms": (1_320, 800),
+    "bigbench_operators": (210, 600),
+    "bigbench_repeat_copy_logic": (32, 500),
+    "squad": (10_570, 2_096),
+    "coqa": (7_983, 530),
+    "boolq": (3_270, 1_574),
+    "bigbench_language_identification": (10_000, 1_000),
+}
 # rows of splits that the registry does not state
 ROWS = {("smoltalk", "train"): 460_000, ("smoltalk", "test"): 24_000, ("identity", "train"): 459, ("identity", "test"): 32}
 ROWS |= {("conversations", "train"): 10_000}  # assumption, unless the mixture says rows:
@@ -73,6 +100,17 @@ def rows_of(task: str, split: str, *, source: str | None, rows: int | None) -> i
         found = splits.get(kind.source_splits.get(split, split))
         known = found.rows if found else None
     return known if rows is None else min(rows, known or rows)
+
+
+def core_read(settings: TaskSettings) -> tuple[int, int]:
+    """(rows, tokens read) of task core."""
+    rows = tokens = 0
+    for source, label in task_rows(CORE, settings.split, settings.source):
+        if not settings.tasks or label in settings.tasks:
+            published, each = CORE_READ[label]
+            count = min(SOURCES[source].splits[label].rows or published, settings.limit or published)
+            rows, tokens = rows + count, tokens + count * each
+    return rows, tokens
 
 
 def mixture_tokens(mixture: Iterable[MixtureItem], vocab_size: int, sequence_len: int) -> int:

@@ -7,9 +7,10 @@ from functools import cache
 from typing import Any
 
 from nanochat.config import ChatRl, Experiment, Run, TaskSettings, Tune, resolve_base_train
+from nanochat.data.core import CORE
 from nanochat.model.config import ModelConfig
 from nanochat.plan.estimate import DECODE_S_PER_LAYER, Machine, TrainingWork
-from nanochat.plan.texts import OTHER_QUESTION_TOKENS, PACKED, QUESTION_TOKENS, bytes_per_token, mixture_conversations, mixture_tokens, rows_of
+from nanochat.plan.texts import OTHER_QUESTION_TOKENS, PACKED, QUESTION_TOKENS, bytes_per_token, core_read, mixture_conversations, mixture_tokens, rows_of
 from nanochat.rl.plan import plan_rl
 from nanochat.tasks import TASKS
 from nanochat.train.memory import Memory, Setting, most_rows, optimizer_bytes, training_memory
@@ -79,6 +80,9 @@ class Works:
         if task == "bpb":
             rows = settings.limit or BPB_ROWS
             return config, settings, rows, rows * config.sequence_len, 0
+        if task == CORE:
+            rows, read = core_read(settings)
+            return config, settings, rows, read, 0
         known = rows_of(task, settings.split, source=settings.source, rows=settings.limit)
         rows = known or 0
         read = rows * QUESTION_TOKENS.get(task, OTHER_QUESTION_TOKENS)

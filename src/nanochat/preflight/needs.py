@@ -5,8 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.config import STAGE_OF_PHASE, Experiment, Run, corpus_chunks, evaluated, evaluation_rows, stage_tasks, task_sources
-from nanochat.tasks import TASKS
+from nanochat.config import STAGE_OF_PHASE, Experiment, Run, corpus_chunks, evaluated, evaluation_rows, stage_tasks, task_rows
 
 REFERENCES = ("gpt2_ranks", "cl100k_ranks")  # the tokenizers that ours is measured against
 RANKS = "ranks"  # their only split
@@ -52,8 +51,8 @@ def data_uses(experiment: Experiment, runs: Iterable[str] | None = None) -> dict
         for chunk in corpus_chunks(experiment, run.corpus):
             uses[Need(chunk.source, chunk.part, chunk.split)].add(f"results/tokens/{run.corpus}.{run.tokenizer}/{chunk.name}/manifest.json")
         for task, split, wanted, made in _tasks(name, run):
-            for found in task_sources(task, split, wanted):
-                uses[Need(found, "all", TASKS[task].source_splits.get(split, split))].add(made)
+            for found, rows in task_rows(task, split, wanted):
+                uses[Need(found, "all", rows)].add(made)
     return dict(sorted(uses.items()))
 
 

@@ -9,8 +9,8 @@ writes  --score: one JSON file with score, 95% interval, settings, a few answers
         beside it TASK.items.jsonl: one line for each row, from which `nanochat compare` tells whether two models differ
 resumes answers/ beside the score: what was answered is not asked again, after a kill, with another sample, or with more samples a row
 
-Tasks: bpb (bits per byte of validation text) and those of nanochat.tasks. Scores are of greedy answers, so they are repeatable; `samples`
-draws more answers, with a seed, for pass@k. A base model is asked in plain text, the others as in a chat. --ranks shares the rows.
+Tasks: bpb (bits per byte of validation text), core (the tasks of CORE) and those of nanochat.tasks. Scores are of greedy answers, so they
+are repeatable; `samples` draws more answers, with a seed, for pass@k. A base model is asked in plain text, the others as in a chat. --ranks shares the rows.
 
 by hand: nanochat evaluate --config '{"task": "arc_easy", "limit": 100}' --model results/RUN/chat_sft/manifest.json
          --tokenizer results/tokenizers/NAME/manifest.json --data resources/arc_easy/all/manifest.json --score score.json
@@ -31,6 +31,7 @@ import numpy as np
 from nanochat import progress, sandbox
 from nanochat.artifacts import canonical_json, git_state, package_versions, read_manifest, sha256_file, write_json, write_text
 from nanochat.config import EvaluateStage
+from nanochat.data.core import CORE, VERSION
 from nanochat.data.rows import TokenRows
 from nanochat.engine import Engine
 from nanochat.errors import UserError
@@ -45,6 +46,7 @@ from nanochat.model.gpt import GPT
 from nanochat.model.weights import WEIGHTS, load_model
 from nanochat.runtime import Runtime, log, slurm_job_id
 from nanochat.stages.common import add_machine_flags, positive_int, read_stage_config, stage_parser
+from nanochat.stages.core import ask_core
 from nanochat.tasks import TASKS, open_task
 from nanochat.tasks.base import Task
 from nanochat.tasks.draw import keyed_number, sample_indices
@@ -121,7 +123,7 @@ def main(arguments: list[str]) -> None:
     subject = load_subject(flags, runtime)
     progress.enter("validate")
     asking = Asking(subject, config, flags, runtime)
-    finding = evaluate_bpb(asking) if config.task == "bpb" else evaluate_task(asking)
+    finding = {"bpb": evaluate_bpb, CORE: evaluate_core}.get(config.task, evaluate_task)(asking)
     if runtime.is_main:
         progress.enter("write")
         write_score(finding, asking, story, time.monotonic() - started)
@@ -311,6 +313,20 @@ def _sampled(asking: Asking, task: Task, engine: Engine, form: Form, keys: list[
 
     found, _ = asking.answers(keys, asking.store(task.version, **greedy, **drawing, seed=config.seed), ask)
     return [Sampled(index, row["answers"], row["rights"]) for index, row in enumerate(found)]
+
+
+def evaluate_core(asking: Asking) -> Finding:
+    """CORE, or as many of its tasks as the sources hold."""
+    subject, config, flags = asking.subject, asking.config, asking.flags
+    found = ask_core(
+        subject.model,
+        subject.tokenizer,
+        config,
+        flags.data,
+        lambda identity, keys, ask: asking.answers(keys, asking.store(VERSION, **identity), ask),
+        is_main=asking.runtime.is_main,
+    )
+    return Finding(found.result, VERSION, 0.0, found.settings, found.unavailable, found.items, found.reused)
 
 
 def _answer_tokens(engine: Engine, config: EvaluateStage) -> int:

@@ -1,0 +1,101 @@
+"""From answers to one number: accuracy of each task above guessing, and their mean, with intervals.
+
+The mean is called CORE if all 22 tasks are in it, and CORE-14 or the like if not: the two cannot be compared.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nanochat.data.core import CORE_TASKS
+from nanochat.eval.core.bundle import IclTask
+from nanochat.eval.core.prompts import item_of
+from nanochat.eval.core.scoring import CPU_BATCH_TOKENS, NotFiniteError, batches, score_items
+from nanochat.eval.intervals import wilson
+from nanochat.eval.results import NotAvailableError
+from nanochat.model.gpt import GPT
+from nanochat.tokenizer import Tokenizer
+
+BLOCK_BATCHES = 16  # of items that are made into tokens at a time, to put those of similar length together
+RESAMPLES = 10_000
+QUANTILES = (0.025, 0.975)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """An answer to each row of a task that was asked, in their order, and the seconds that asking took."""
+
+    task: IclTask
+    rows: Sequence[Mapping[str, Any]]
+    seconds: float
+
+
+def ask_rows(
+    model: GPT,
+    tokenizer: Tokenizer,
+    task: IclTask,
+    rows: Sequence[dict[str, Any]],
+    places: Sequence[int],
+    keep: Callable[[int, dict[str, Any]], None],
+    *,
+    batch_rows: int,
+) -> None:
+    """Ask these of the rows of a task and hand each answer to `keep`. Raises NotAvailableError if the model gives a number that is none."""
+    block, context = batch_rows * BLOCK_BATCHES, model.config.sequence_len
+    tokens = CPU_BATCH_TOKENS if model.head.weight.device.type == "cpu" else None
+    for start in range(0, len(places), block):
+        items = [item_of(task, rows, index, tokenizer, max_tokens=context) for index in places[start : start + block]]
+        for batch in batches(items, rows=batch_rows, context=context, tokens=tokens):
+            try:
+                scored = score_items(model, batch)
+            except NotFiniteError as error:
+                raise NotAvailableError(f"{task.label}: {error}") from None
+            for one in scored:
+                keep(one.index, one.to_dict())
+
+
+def core_result(answers: Sequence[Answers], seed: int) -> dict[str, Any]:
+    """The score file's part of all tasks together."""
+    tasks = [_task_result(answer) for answer in answers]
+    labels = [task["label"] for task in tasks]
+    missing = [label for label in CORE_TASKS if label not in labels]
+    return {
+        "score": sum(task["centered"] for task in tasks) / len(tasks),
+        "name": "CORE" if not missing else f"CORE-{len(tasks)}",
+        "n": sum(task["n"] for task in tasks),
+        "interval": list(bootstrap([(task["accuracy"], task["n"], answer.task.baseline) for task, answer in zip(tasks, answers, strict=True)], seed)),
+        "interval_method": "bootstrap",
+        "prompts_cut": sum(row["cut"] for answer in answers for row in answer.rows),
+        "tasks": tasks,
+        "missing": missing,
+    }
+
+
+def _task_result(answer: Answers) -> dict[str, Any]:
+    task, n, right = answer.task, len(answer.rows), sum(row["right"] for row in answer.rows)
+    return {
+        "label": task.label,
+        "type": task.kind,
+        "shots": task.shots,
+        "n": n,
+        "accuracy": right / n,
+        "interval": list(wilson(right, n)),
+        "baseline": 0.01 * task.baseline,
+        "centered": task.centered(right / n),
+        "seconds": round(answer.seconds, 3),
+    }
+
+
+def bootstrap(tasks: Sequence[tuple[float, int, float]], seed: int) -> tuple[float, float]:
+    """95% interval of the mean of centered accuracies: (accuracy, rows, percent by guessing) of each task, rows drawn anew within each.
+
+    Drawing n right or wrong rows with replacement is drawing from a binomial distribution.
+    """
+    draw = np.random.RandomState(seed % (1 << 32))  # numpy promises that its numbers never change
+    total = np.zeros(RESAMPLES)
+    for accuracy, n, baseline in tasks:
+        total += (draw.binomial(n, accuracy, RESAMPLES) / n - 0.01 * baseline) / (1 - 0.01 * baseline)
+    low, high = np.quantile(total / len(tasks), QUANTILES)
+    return float(low), float(high)
