@@ -340,6 +340,7 @@ def test_core_asks_for_every_task_of_its_sources() -> None:
     assert config.evaluation_rows(experiment, "speeches") == sorted(config.task_rows("core", "test", "core_wheels"))
     assert config.evaluation_rows(prepared(decontaminate=True, decontaminate_against=["core"]), "speeches") == sorted(config.task_rows("core", "test", None))
     assert config.evaluate_config(experiment.runs["tiny"], "core") == {"task": "core", "source": "core_wheels"}
+    assert config.evaluated_rows(experiment, "speeches") == [("core", label, "core_wheels") for _, label in config.task_rows("core", "test", "core_wheels")]
 
 
 def test_filters_that_are_off_are_not_dumped_and_other_stages_know_nothing_of_them() -> None:

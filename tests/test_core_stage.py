@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from eval_workshop import Workshop, result_of
@@ -13,6 +15,7 @@ from nanochat.artifacts import read_json, write_manifest
 from nanochat.errors import UserError
 from nanochat.model.gpt import GPT
 from nanochat.model.weights import load_model, save_weights
+from nanochat.stages import contamination
 
 LABELS = ("jeopardy", "arc_easy", "copa", "winograd")
 
@@ -72,3 +75,22 @@ def test_a_model_of_nan_has_no_core_and_a_missing_source_is_named(workshop: Work
     write_manifest(workshop.model_manifest, stage=manifest["stage"], config={}, inputs={}, outputs=["model.safetensors", "model.json"], counts={})
     content = workshop.score({"task": "core"}, "--data", tmp_path / "data" / "manifest.json", "--tokens")
     assert content["score"] is None and content["unavailable"].startswith("jeopardy: ") and "not finite numbers" in content["unavailable"]
+
+
+def test_rows_that_stand_in_the_training_text_are_counted_for_each_task(tmp_path: Path) -> None:
+    data = fetched(tmp_path / "data", source_files("copa", "squad"))
+    rows = [json.loads(line) for line in (data.parent / "squad.jsonl").read_text().splitlines()]
+    longest = max(rows, key=lambda row: len(row["context"].split()))
+    text = tmp_path / "text"
+    text.mkdir()
+    pq.write_table(pa.table({"text": [f"Somebody wrote: {longest['context'].upper()} and more."]}), text / "train-00000.parquet")
+    write_manifest(text / "manifest.json", stage="fetch", config={"source": "mine"}, inputs={}, outputs=["train-00000.parquet"], counts={})
+    asked = {"evaluations": [{"task": "core", "split": label, "source": "core_wheels"} for label in ("copa", "squad")], "run_words": 8}
+    flags = ["--config", json.dumps(asked), "--text", text / "manifest.json", "--evaluations", data, "--table", tmp_path / "table.json"]
+    contamination.main([str(flag) for flag in flags])
+    table = {row["split"]: row for row in read_json(tmp_path / "table.json")["rows"]}
+    assert table["squad"]["items_with_overlap"] >= 1 and table["squad"]["examples"][0]["index"] == rows.index(longest)
+    assert (table["copa"]["items"], table["copa"]["items_with_overlap"]) == (12, 0)
+    flags[1] = json.dumps({"evaluations": [{"task": "core", "split": "boolq", "source": "core_wheels"}]})
+    with pytest.raises(UserError, match="task core, boolq: is in none of the manifests given; pass that of core_wheels"):
+        contamination.main([str(flag) for flag in flags])

@@ -252,9 +252,12 @@ def contamination_config(experiment: Experiment, corpus: str) -> dict[str, Any]:
 
 
 def evaluated_rows(experiment: Experiment, corpus: str) -> list[tuple[str, str, str | None]]:
-    """(task, split, source) that the reported runs on a corpus evaluate, each once; bits per byte are of the corpus itself."""
+    """(task, split, source) that the reported runs on a corpus evaluate, each once; bpb is of the corpus itself. Of CORE the splits are its tasks."""
     runs = [run for name, run in experiment.runs.items() if run.corpus == corpus and name in (experiment.report.runs or experiment.runs)]
-    return list(dict.fromkeys((task, rows.split, rows.source) for run in runs for task, rows in run.evaluate.items() if task in TASKS))
+    found = [(task, rows.split, rows.source) for run in runs for task, rows in run.evaluate.items() if task in TASKS]
+    for rows in [run.evaluate[CORE] for run in runs if CORE in run.evaluate]:
+        found += [(CORE, label, rows.source) for _, label in task_rows(CORE, rows.split, rows.source) if not rows.tasks or label in rows.tasks]
+    return list(dict.fromkeys(found))
 
 
 def task_sources(task: str, split: str, source: str | None) -> list[str]:

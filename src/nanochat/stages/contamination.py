@@ -22,6 +22,7 @@ import numpy as np
 
 from nanochat.artifacts import sha256_file, write_json
 from nanochat.config import ContaminationStage
+from nanochat.data.core import CORE
 from nanochat.data.documents import row_groups, text_files
 from nanochat.data.filters import shortest_run, strings_of
 from nanochat.data.overlap import Items, Passage, found_in
@@ -31,6 +32,7 @@ from nanochat.stages.common import positive_int, read_stage_config, stage_parser
 from nanochat.stages.workers import in_order
 from nanochat.tasks import TASKS, open_task
 from nanochat.tasks.base import RowTask, Task
+from nanochat.tasks.core import open_core_rows
 
 WORKER_FILE_BYTES = 4_000_000  # a worker takes a second to start: not worth it for less compressed text
 EXAMPLES = 3
@@ -69,6 +71,8 @@ def main(arguments: list[str]) -> None:
 def _opened(name: str, split: str, source: str | None, flags: Namespace) -> Task:
     if name in TASKS and TASKS[name].kind == "conversation":
         raise UserError(f"evaluations: task {name} holds conversations that nobody grades; leave it out")
+    if name == CORE:
+        return open_core_rows(split, source, flags.evaluations)
     return open_task(name, split, flags.evaluations, source=source)
 
 
