@@ -175,7 +175,7 @@ def test_a_profile_for_a_rule_that_makes_nothing_is_one_sentence(empty_workspace
     done = empty_workspace.nanochat("plan", "--profile", profile)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith(f"nanochat: error: profile: {key.partition(':')[0]}.{name}: no such rule; the rules are fetch_"), done.stderr
-    assert "base_train, mid_train, chat_sft, evaluate_task" in done.stderr
+    assert "base_train, mid_train, chat_sft, chat_rl, evaluate_task" in done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root, to give a folder to somebody else")
