@@ -164,5 +164,17 @@ def test_a_folder_of_its_own_is_gone_with_the_program() -> None:
     assert set(Path("/tmp").glob("nanochat-sandbox-*")) <= before
 
 
+def test_what_floods_the_way_back_is_ended_before_it_takes_memory() -> None:
+    program = """
+import contextlib, os
+for _ in range(1000):
+    for fd in range(3, 64):
+        with contextlib.suppress(OSError):
+            os.write(fd, b"\\n" * (1 << 16))
+"""
+    found = sandbox.run(program, timeout_s=TIMEOUT_S)
+    assert found.outcome == "output" and found.seconds < TIMEOUT_S + sandbox.GRACE_S
+
+
 def test_there_are_forty_hostile_programs_and_more() -> None:
     assert len(ATTACKS) + len(NUISANCES) >= 40

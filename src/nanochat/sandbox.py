@@ -28,6 +28,7 @@ DISK_MEGABYTES = 16
 PROCESSES = 16
 OUTPUT_KEPT_BYTES = 64 << 10
 OUTPUT_MAX_BYTES = 1 << 20  # a program that writes more is ended
+REPORT_MAX_BYTES = 4 << 10  # of the child, a few words; a program that finds the way it is sent and writes to it is ended too
 GRACE_S = 5.0  # start-up and clean-up, on top of the program's own time
 PROTECTIONS = {
     "limits": f"limits on time, memory ({MEMORY_MEGABYTES} MB), file size ({DISK_MEGABYTES} MB) and processes ({PROCESSES})",
@@ -67,15 +68,16 @@ def run(program: str, *, timeout_s: float = 5.0) -> Execution:
             "processes": PROCESSES,
         }
         output, report = _supervise(json.dumps(request).encode(), folder, timeout_s + GRACE_S)
-    lines = report.decode(errors="replace").split("\n")
-    granted = tuple(json.loads(lines[0])) if lines[0].startswith("[") else ()
+    first = report[:REPORT_MAX_BYTES].decode(errors="replace").split("\n")[0]
+    granted = tuple(json.loads(first)) if first.startswith("[") else ()
     text = output[:OUTPUT_KEPT_BYTES].decode(errors="replace")
-    return Execution(_outcome(lines[1:], password, output, text), text, granted, time.monotonic() - started)
+    return Execution(_outcome(report, password, output, text), text, granted, time.monotonic() - started)
 
 
-def _outcome(lines: list[str], password: str, output: bytes, text: str) -> Literal["passed", "failed", "timeout", "memory", "output"]:
-    if len(output) > OUTPUT_MAX_BYTES:
+def _outcome(report: bytes, password: str, output: bytes, text: str) -> Literal["passed", "failed", "timeout", "memory", "output"]:
+    if len(output) > OUTPUT_MAX_BYTES or len(report) > REPORT_MAX_BYTES:
         return "output"
+    lines = report.decode(errors="replace").split("\n")[1:]
     if password in lines:
         return "passed"
     if "timeout" in lines or "ended" not in lines:
@@ -124,7 +126,7 @@ def _collect(output_file: int, report_file: int, deadline: float) -> tuple[bytes
                 collected[key.fd] += piece
                 if not piece:
                     selector.unregister(key.fd)
-            if len(collected[output_file]) > OUTPUT_MAX_BYTES:
+            if len(collected[output_file]) > OUTPUT_MAX_BYTES or len(collected[report_file]) > REPORT_MAX_BYTES:
                 break
     return bytes(collected[output_file]), bytes(collected[report_file])
 
