@@ -31,7 +31,7 @@ OUTPUT_MAX_BYTES = 1 << 20  # a program that writes more is ended
 REPORT_MAX_BYTES = 4 << 10  # of the child, a few words; a program that finds the way it is sent and writes to it is ended too
 GRACE_S = 5.0  # start-up and clean-up, on top of the program's own time
 PROTECTIONS = {
-    "limits": f"limits on time, memory ({MEMORY_MEGABYTES} MB), file size ({DISK_MEGABYTES} MB) and processes ({PROCESSES})",
+    "limits": f"limits on time, memory ({MEMORY_MEGABYTES} MB of each process), size of each file ({DISK_MEGABYTES} MB) and processes ({PROCESSES})",
     "network": "no network (own network namespace)",
     "processes": "sees and signals its own processes only (own process namespace)",
     "files": "file system read-only but for a small memory disk (own mount namespace)",
