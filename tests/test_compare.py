@@ -70,6 +70,13 @@ def test_what_cannot_be_compared_says_why(results: Path, capsys: pytest.CaptureF
     assert "no row in common" in " ".join(compared(capsys, "d4/mid", "d4/sft", "--results", results)["gsm8k"])
 
 
+def test_a_mean_over_tasks_is_not_tested_row_by_row(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for model in ("d4/mid", "d4/sft"):
+        put(results, model, "core", right("1101"))
+    row = " ".join(compared(capsys, "d4/mid", "d4/sft", "--results", results)["core"])
+    assert "not available: a mean over tasks" in row and "0.75" not in row
+
+
 def test_what_is_not_there_is_named_with_what_is(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ("--results", results)
     assert "no scores of run 'd5' in" in (said := refused(capsys, "d5/sft", "d4/sft", *given)) and "choose one of d4" in said

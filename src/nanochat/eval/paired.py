@@ -13,6 +13,7 @@ import numpy as np
 from nanochat.eval.intervals import bootstrap_means
 
 RESAMPLES = 10_000
+MEANS_OVER_TASKS = ("core",)  # each task counts the same there however many rows it has: a test over rows would be of another number
 
 
 @dataclass(frozen=True)

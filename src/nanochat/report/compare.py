@@ -7,7 +7,7 @@ from itertools import pairwise
 from nanochat.config import PHASES
 from nanochat.eval.chatcore import CHATCORE
 from nanochat.eval.chatcore import chatcore as chatcore_of
-from nanochat.eval.paired import Paired, compare_items
+from nanochat.eval.paired import MEANS_OVER_TASKS, Paired, compare_items
 from nanochat.history import cost_of
 from nanochat.report import figures, text
 from nanochat.report.document import Block, Bullets, Cell, Figure, Figures, Fold, Heading, Paragraph, Section, Table, cells
@@ -92,8 +92,8 @@ class Pair:
 
 
 def compared(first: Score, second: Score) -> Pair | None:
-    """The paired test of two scores; None where the answers to single rows are not there, or are of different versions of the task."""
-    if first.content.get("version") != second.content.get("version"):
+    """The paired test of two scores; None where the answers to single rows are not there, or are of different versions of the task, or are means over tasks."""
+    if first.content.get("version") != second.content.get("version") or first.task in MEANS_OVER_TASKS:
         return None
     test = compare_items(first.items(), second.items())
     return Pair(first, second, test) if test else None

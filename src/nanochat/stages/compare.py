@@ -19,7 +19,7 @@ from typing import Any
 from nanochat.artifacts import read_json
 from nanochat.config import PHASES
 from nanochat.errors import UserError
-from nanochat.eval.paired import Paired, compare_items
+from nanochat.eval.paired import MEANS_OVER_TASKS, Paired, compare_items
 from nanochat.stages.common import stage_parser
 
 LOWER_IS_BETTER = ("bpb",)
@@ -81,6 +81,8 @@ def _not_comparable(scores: Sequence[dict[str, Any]]) -> str:
             return f"not available: {score['unavailable']}"
         if "items" not in score:
             return "no items beside a score; delete that score and evaluate it again"
+        if score["task"] in MEANS_OVER_TASKS:
+            return "not available: a mean over tasks has no test over rows; compare the intervals of the two scores"
     if scores[0]["version"] != scores[1]["version"]:
         return f"graded by versions {scores[0]['version']} and {scores[1]['version']} of the task; evaluate the older score again"
     return ""
