@@ -19,7 +19,7 @@ from eval_workshop import SEQUENCE_LEN, TEXT, Workshop, result_of, small_model
 from nanochat.artifacts import sha256_file, write_json, write_manifest
 from nanochat.engine import Engine
 from nanochat.errors import UserError
-from nanochat.eval.bpb import TextLoss, text_loss, text_loss_of
+from nanochat.eval.bpb import TextLoss, row_losses, text_loss_of
 from nanochat.eval.categorical import answer_letters, unavailable
 from nanochat.eval.generative import answer_freely
 from nanochat.eval.intervals import wilson
@@ -80,7 +80,7 @@ def test_bpb_equals_the_sum_by_hand(model: GPT, tokenizer: Tokenizer) -> None:
         if ids[place + 1] != tokenizer.bos:
             nats -= float(logits.log_softmax(0)[ids[place + 1]])
             text_bytes += len(tokenizer.decode_bytes([ids[place + 1]]))
-    found = text_loss(model, [np.array([ids])], tokenizer.token_bytes())
+    found = sum(row_losses(model, np.array([ids]), tokenizer.token_bytes()), TextLoss())
     assert text_bytes == found.text_bytes == len("The dog barks.A cat") and found.tokens == len(ids) - 2
     assert found.nats == pytest.approx(nats, rel=1e-5)
     assert found.bpb == pytest.approx(nats / math.log(2) / text_bytes, rel=1e-5)
@@ -91,14 +91,14 @@ def test_bpb_of_a_uniform_model_is_known(tokenizer: Tokenizer) -> None:
     with torch.no_grad():
         uniform.head.weight.zero_()
     ids = np.array([[tokenizer.bos, *tokenizer.encode("The dog barks at the cat.")]])
-    loss = text_loss(uniform, [ids], tokenizer.token_bytes())
+    loss = sum(row_losses(uniform, ids, tokenizer.token_bytes()), TextLoss())
     assert loss.bpb == pytest.approx((ids.shape[1] - 1) * math.log2(tokenizer.vocab_size) / 25, rel=1e-5)
 
 
 def test_bpb_does_not_depend_on_the_batches(model: GPT, tokenizer: Tokenizer) -> None:
     rows = np.random.default_rng(0).integers(0, tokenizer.vocab_size, (12, 33))
-    whole = text_loss(model, [rows], tokenizer.token_bytes())
-    parts = text_loss(model, [rows[:5], rows[5:6], rows[6:]], tokenizer.token_bytes())
+    whole = sum(row_losses(model, rows, tokenizer.token_bytes()), TextLoss())
+    parts = sum((loss for part in (rows[:5], rows[5:6], rows[6:]) for loss in row_losses(model, part, tokenizer.token_bytes())), TextLoss())
     assert parts.nats == pytest.approx(whole.nats, rel=1e-6) and parts.text_bytes == whole.text_bytes and parts.tokens == whole.tokens
 
 

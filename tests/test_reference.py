@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from model_cases import config, shaken, some_ids
 from torch import Tensor, nn
 
-from nanochat.eval.bpb import text_loss
+from nanochat.eval.bpb import TextLoss, row_losses
 from nanochat.model.config import ModelConfig
 from nanochat.model.gpt import GPT
 from nanochat.optim import muon_adamw
@@ -126,7 +126,7 @@ def test_bits_per_byte_of_known_probabilities_are_the_sum_by_hand() -> None:
     # targets       0 1 2 3 . 0 0 2 and 3 . . 0 1 1 0 . (a dot: special, without bytes)
     wanted_bits = (1 + 2 + 3 + 4 + 1 + 1 + 3) + (4 + 1 + 2 + 2 + 1)
     wanted_bytes = (1 + 1 + 2 + 3 + 1 + 1 + 2) + (3 + 1 + 1 + 1 + 1)
-    found = text_loss(model, [rows], token_bytes)
+    found = sum(row_losses(model, rows, token_bytes), TextLoss())
     assert (found.text_bytes, found.tokens) == (wanted_bytes, 12)
     assert found.bpb == pytest.approx(wanted_bits / wanted_bytes, rel=1e-6)
     while_training = validation_hook(model, Runtime(torch.device("cpu"), torch.float32), lambda places: next_token_pairs(rows[list(places)]), 2, token_bytes)()

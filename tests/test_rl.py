@@ -25,9 +25,10 @@ from nanochat.rl.answers import Answer, Sampling, draw_answers
 from nanochat.rl.objective import Policy, Weighed, advantages, as_rows
 from nanochat.rl.plan import plan_rl
 from nanochat.rl.problems import Problem
-from nanochat.rl.rollouts import Asker, Rollouts, measure, pass_at
+from nanochat.rl.rollouts import Asker, Rollouts, measure
 from nanochat.runtime import Runtime
 from nanochat.tasks.arithmetic import Arithmetic, LongArithmetic, pair_split
+from nanochat.tasks.draw import pass_at
 from nanochat.tasks.gsm8k import Gsm8k
 from nanochat.train.sizes import shape_of
 from nanochat.train.update import build_optimizer, make_update

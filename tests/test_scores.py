@@ -12,10 +12,11 @@ from nanochat.eval.bpb import TextLoss
 from nanochat.eval.chatcore import BASELINES, CHATCORE, centred, chatcore
 from nanochat.eval.intervals import bootstrap, bootstrap_means, wilson
 from nanochat.eval.paired import compare_items, mcnemar_exact
-from nanochat.eval.results import Sampled, pass_at, pass_metrics, score_of_rows
+from nanochat.eval.results import Sampled, pass_metrics, score_of_rows
 from nanochat.tasks import TASKS
 
 # --- pass@k ----------------------------------------------------------------------------------------------------------
+from nanochat.tasks.draw import pass_at
 
 
 @pytest.mark.parametrize(("n", "correct"), [(1, 0), (1, 1), (4, 1), (5, 2), (6, 6), (7, 3)])

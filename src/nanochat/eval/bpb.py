@@ -4,7 +4,6 @@ bpb = nats over all targets that stand for text / (ln 2 x bytes of that text); s
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,31 +33,24 @@ class TextLoss:
 @torch.no_grad()
 def text_loss_of(model: GPT, ids: Tensor, targets: Tensor, token_bytes: Tensor) -> TextLoss:
     """Sums of one batch: ids and targets (B, T) on the model's device, token_bytes (V,) too. Targets of -1 do not count."""
-    bytes_of = torch.where(targets >= 0, token_bytes[targets.clamp(min=0)], 0)  # (B, T)
-    counted = bytes_of > 0
-    nats = model.loss(ids, torch.where(counted, targets, -1), reduction="none")
+    nats, bytes_of, counted = _by_target(model, ids, targets, token_bytes)
     # added up in fp64 on the CPU: not every accelerator has it
     return TextLoss(float(nats[counted].cpu().double().sum()), int(bytes_of.sum()), int(counted.sum()))
 
 
 @torch.no_grad()
 def row_losses(model: GPT, batch: np.ndarray, token_bytes: np.ndarray) -> list[TextLoss]:
-    """Sums of each of some rows (n, T + 1), as `text_loss` adds them up over all."""
+    """Sums of each of some rows (n, T + 1): inputs are row[:-1], targets row[1:]. `token_bytes` (V,) as the tokenizer gives it."""
     device = model.head.weight.device
     tokens = torch.from_numpy(np.ascontiguousarray(batch, dtype=np.int64)).to(device)
-    ids, targets = tokens[:, :-1], tokens[:, 1:]
-    bytes_of = torch.from_numpy(np.asarray(token_bytes, dtype=np.int64)).to(device)[targets]  # (B, T)
-    counted = bytes_of > 0
-    nats = torch.where(counted, model.loss(ids, torch.where(counted, targets, -1), reduction="none"), 0.0).cpu().double().sum(dim=1)
-    return [TextLoss(*sums) for sums in zip(nats.tolist(), bytes_of.sum(dim=1).tolist(), counted.sum(dim=1).tolist(), strict=True)]
-
-
-def text_loss(model: GPT, rows: Iterable[np.ndarray], token_bytes: np.ndarray) -> TextLoss:
-    """Sums over batches of rows (n, T + 1): inputs are row[:-1], targets row[1:]. `token_bytes` (V,) as the tokenizer gives it."""
-    device = model.head.weight.device
     sizes = torch.from_numpy(np.asarray(token_bytes, dtype=np.int64)).to(device)
-    total = TextLoss()
-    for batch in rows:
-        tokens = torch.from_numpy(np.ascontiguousarray(batch, dtype=np.int64)).to(device)
-        total += text_loss_of(model, tokens[:, :-1], tokens[:, 1:], sizes)
-    return total
+    nats, bytes_of, counted = _by_target(model, tokens[:, :-1], tokens[:, 1:], sizes)
+    sums = torch.where(counted, nats, 0.0).cpu().double().sum(dim=1)
+    return [TextLoss(*row) for row in zip(sums.tolist(), bytes_of.sum(dim=1).tolist(), counted.sum(dim=1).tolist(), strict=True)]
+
+
+def _by_target(model: GPT, ids: Tensor, targets: Tensor, token_bytes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each target (B, T): nats, bytes of text, whether it stands for text and counts."""
+    bytes_of = torch.where(targets >= 0, token_bytes[targets.clamp(min=0)], 0)
+    counted = bytes_of > 0
+    return model.loss(ids, torch.where(counted, targets, -1), reduction="none"), bytes_of, counted

@@ -7,11 +7,16 @@ SpellingBee, which trained models solve, adds about 0.167 alone.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FIVE = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval")
 CHATCORE = {"ChatCORE-5": FIVE, "ChatCORE-6": (*FIVE, "spelling_bee")}
 BASELINES = {"arc_easy": 0.25, "arc_challenge": 0.25, "mmlu": 0.25}  # the others: 0
 Interval = tuple[float, float]
+Score = TypeVar("Score", float, "np.ndarray")
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,8 @@ class ChatCore:
     lacking: tuple[str, ...] = ()  # tasks without a score
 
 
-def centred(score: float, baseline: float) -> float:
-    """0 for guessing, 1 for all right."""
+def centred(score: Score, baseline: float) -> Score:
+    """0 for guessing, 1 for all right. Of a number, or of an array of them."""
     return (score - baseline) / (1 - baseline)
 
 

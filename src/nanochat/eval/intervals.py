@@ -20,11 +20,19 @@ def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
     return (0.0 if correct == 0 else centre - half, 1.0 if correct == n else centre + half)
 
 
-def bootstrap_means(values: Sequence[float], weights: Sequence[float] | None = None, *, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
-    """Means of `resamples` samples of the rows, drawn with replacement; weighted means where `weights` are given.
+def numbers_of(seed: int) -> np.random.RandomState:
+    """Random numbers of a seed; RandomState, because numpy promises that its numbers never change."""
+    return np.random.RandomState(seed % (1 << 32))
 
-    RandomState, because numpy promises that its numbers never change.
-    """
+
+def middle(means: np.ndarray) -> tuple[float, float]:
+    """The middle 95 percent of resampled means."""
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def bootstrap_means(values: Sequence[float], weights: Sequence[float] | None = None, *, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
+    """Means of `resamples` samples of the rows, drawn with replacement; weighted means where `weights` are given."""
     given = np.asarray(values, dtype=np.float64)
     if len(given) == 0:
         raise ValueError("values: none, no mean to be sure of")
@@ -32,7 +40,7 @@ def bootstrap_means(values: Sequence[float], weights: Sequence[float] | None = N
     if (weight <= 0).any():
         raise ValueError(f"weights: {weight.min():g} among them; rows without weight are left out before")
     weighted = given * weight
-    draws, means = np.random.RandomState(seed % (1 << 32)), np.empty(resamples)
+    draws, means = numbers_of(seed), np.empty(resamples)
     for number in range(resamples):
         rows = draws.randint(0, len(given), len(given))
         means[number] = weighted[rows].sum() / weight[rows].sum()
@@ -41,5 +49,4 @@ def bootstrap_means(values: Sequence[float], weights: Sequence[float] | None = N
 
 def bootstrap(values: Sequence[float], weights: Sequence[float] | None = None, *, seed: int) -> tuple[float, float]:
     """The middle 95 percent of the resampled means."""
-    low, high = np.percentile(bootstrap_means(values, weights, seed=seed), [2.5, 97.5])
-    return float(low), float(high)
+    return middle(bootstrap_means(values, weights, seed=seed))

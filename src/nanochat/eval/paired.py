@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from nanochat.eval.intervals import bootstrap_means
+from nanochat.eval.intervals import bootstrap_means, middle, numbers_of
 
 RESAMPLES = 10_000
+LOWER_IS_BETTER = frozenset({"bpb"})
 MEANS_OVER_TASKS = ("core",)  # each task counts the same there however many rows it has: a test over rows would be of another number
 
 
@@ -34,6 +35,25 @@ class Paired:
     def is_significant(self) -> bool:
         """At the usual 5 percent."""
         return self.p < 0.05
+
+
+def why_not_paired(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    """Why the score files of two models have no test row by row; empty where they have one."""
+    for score in (first, second):
+        if score["score"] is None:
+            return f"not available: {score['unavailable']}"
+        if "items" not in score:
+            return "no items beside a score; delete that score and evaluate it again"
+        if score["task"] in MEANS_OVER_TASKS:
+            return "not available: a mean over tasks has no test over rows; compare the intervals of the two scores"
+    if first["version"] != second["version"]:
+        return f"graded by versions {first['version']} and {second['version']} of the task; evaluate the older score again"
+    return ""
+
+
+def second_is_better(task: str, difference: float) -> bool:
+    """What a difference, second less first, says."""
+    return (difference > 0) != (task in LOWER_IS_BETTER)
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
@@ -60,7 +80,7 @@ def compare_items(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[s
     a_mean, b_mean = (math.fsum(s * w for s, w in zip(scores, weights, strict=True)) / total for scores in (a_scores, b_scores))
     differences = [b - a for a, b in zip(a_scores, b_scores, strict=True)]
     means = bootstrap_means(differences, weights, seed=seed, resamples=RESAMPLES)
-    return Paired(len(usable), a_mean, b_mean, b_mean - a_mean, _middle(means), _bootstrap_p(means), "paired bootstrap")
+    return Paired(len(usable), a_mean, b_mean, b_mean - a_mean, middle(means), _bootstrap_p(means), "paired bootstrap")
 
 
 def _right_or_wrong(both: Sequence[tuple[bool, bool]], seed: int) -> Paired:
@@ -68,15 +88,10 @@ def _right_or_wrong(both: Sequence[tuple[bool, bool]], seed: int) -> Paired:
     n = len(both)
     a_mean, b_mean = sum(a for a, _ in both) / n, sum(b for _, b in both) / n
     # a resampled mean is a multinomial draw of how many rows were gained, lost and neither: what a bootstrap of the rows gives, 1,000 times as fast
-    drawn = np.random.RandomState(seed % (1 << 32)).multinomial(n, [only_second / n, only_first / n, 1 - (only_first + only_second) / n], RESAMPLES)
+    drawn = numbers_of(seed).multinomial(n, [only_second / n, only_first / n, 1 - (only_first + only_second) / n], RESAMPLES)
     means = (drawn[:, 0] - drawn[:, 1]) / n
     p = mcnemar_exact(only_first, only_second)
-    return Paired(n, a_mean, b_mean, (only_second - only_first) / n, _middle(means), p, "exact McNemar", only_first, only_second)
-
-
-def _middle(means: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    return Paired(n, a_mean, b_mean, (only_second - only_first) / n, middle(means), p, "exact McNemar", only_first, only_second)
 
 
 def _bootstrap_p(means: np.ndarray) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 from nanochat.eval.bpb import TextLoss
 from nanochat.eval.intervals import bootstrap, wilson
 from nanochat.tasks.base import Task, answer_text
+from nanochat.tasks.draw import pass_at
 
 EXAMPLES = 5  # rows shown in a score file
 NOT_FINITE = "the model's logits are no finite numbers (NaN or infinity), so its answers mean nothing"
@@ -74,13 +75,6 @@ def parts_of(answered: Sequence[Answered], task: Task) -> dict[str, Any]:
         parts += [{"name": f"{name} matching", **proportion(rights)} for name, rights in {"reference": [row.is_right for row in answered], **ways}.items()]
     found: dict[str, Any] = {"parts": parts} if parts else {}
     return found | ({"metrics": {name: proportion(rights) for name, rights in ways.items()}} if ways else {})
-
-
-def pass_at(k: int, n: int, correct: int) -> float:
-    """Chance that one of k answers is right, without bias, from n answers of which `correct` are: 1 - C(n - correct, k) / C(n, k)."""
-    if not 1 <= k <= n or not 0 <= correct <= n:
-        raise ValueError(f"k={k}, n={n}, correct={correct}: k of n answers are drawn, at most n are right")
-    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
 def pass_metrics(sampled: Sequence[Sampled], *, seed: int) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from itertools import pairwise
 from nanochat.config import PHASES
 from nanochat.eval.chatcore import CHATCORE
 from nanochat.eval.chatcore import chatcore as chatcore_of
-from nanochat.eval.paired import MEANS_OVER_TASKS, Paired, compare_items
+from nanochat.eval.paired import LOWER_IS_BETTER, Paired, compare_items, second_is_better, why_not_paired
 from nanochat.history import cost_of
 from nanochat.report import figures, text
 from nanochat.report.document import Block, Bullets, Cell, Figure, Figures, Fold, Heading, Paragraph, Section, Table, cells
 from nanochat.report.inputs import Inputs, Score
-from nanochat.report.metrics import LOWER_IS_BETTER, chatcore, is_sampled, metric_rows, name_of, ordered, title
+from nanochat.report.metrics import chatcore, is_sampled, metric_rows, name_of, ordered, title
 from nanochat.report.published import BY_OTHERS, D20, GPT2, Published
 from nanochat.report.summary import ABSENT, mean_cell, metric_name, money_cell, of_phase, score_cell, texts_differ
 
@@ -92,8 +92,8 @@ class Pair:
 
 
 def compared(first: Score, second: Score) -> Pair | None:
-    """The paired test of two scores; None where the answers to single rows are not there, or are of different versions of the task, or are means over tasks."""
-    if first.content.get("version") != second.content.get("version") or first.task in MEANS_OVER_TASKS:
+    """The paired test of two scores; None where they have none, or the answers to single rows are gone."""
+    if why_not_paired(first.content, second.content):
         return None
     test = compare_items(first.items(), second.items())
     return Pair(first, second, test) if test else None
@@ -133,8 +133,7 @@ def _pair_row(pair: Pair) -> tuple[Cell, ...]:
     test = pair.test
     p = "< 0.0001" if test.p < 0.0001 else f"{test.p:.4f}"
     interval = f"{test.interval[0]:+.4f} to {test.interval[1]:+.4f}"
-    better = (test.difference > 0) != (pair.first.task in LOWER_IS_BETTER)
-    note = ("better" if better else "worse") if test.is_significant else ""
+    note = ("better" if second_is_better(pair.first.task, test.difference) else "worse") if test.is_significant else ""
     return cells(name_of(pair.first), *names, text.count(test.n), f"{test.difference:+.4f}", interval, Cell(p, note))
 
 

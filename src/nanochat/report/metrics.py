@@ -22,7 +22,6 @@ TITLES = {
     "core": "CORE",
     "bpb": "bits per byte",
 }
-LOWER_IS_BETTER = frozenset({"bpb"})
 
 
 def title(task: str) -> str:

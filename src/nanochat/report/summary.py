@@ -4,11 +4,12 @@ from collections.abc import Mapping
 
 from nanochat.config import PHASES
 from nanochat.eval.chatcore import CHATCORE, ChatCore
+from nanochat.eval.paired import LOWER_IS_BETTER
 from nanochat.history import Cost, cost_of
 from nanochat.report import figures, text
 from nanochat.report.document import Beside, Block, Bullets, Cell, Figure, Figures, Fold, Heading, Paragraph, Section, Table, Tiles, cells
 from nanochat.report.inputs import Inputs, Score
-from nanochat.report.metrics import LOWER_IS_BETTER, chatcore, is_sampled, metric_rows, name_of, ordered, title
+from nanochat.report.metrics import chatcore, is_sampled, metric_rows, name_of, ordered, title
 
 COLUMNS = tuple(phase.upper() for phase in PHASES)
 ABSENT = "-"

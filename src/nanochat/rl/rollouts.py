@@ -17,6 +17,7 @@ from nanochat.rl.answers import Answer, Sampling, draw_answers
 from nanochat.rl.objective import Weighed, advantages, as_rows
 from nanochat.rl.problems import Problem
 from nanochat.runtime import Runtime
+from nanochat.tasks.draw import pass_at
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.fitting import is_shortage, let_go
 from nanochat.train.update import Rows
@@ -102,11 +103,6 @@ def measure(asker: Asker, tokenizer: Tokenizer, problems: Sequence[Problem], sam
     *sums, tokens = summed([*local, sum(len(answer.ids) for group in groups for answer in group)], runtime)
     found = {f"pass@{k}": value / len(problems) for k, value in zip(ks, sums, strict=True)}
     return {**found, "validation_sequence_tokens": tokens / len(problems) / sampling.samples}
-
-
-def pass_at(k: int, samples: int, correct: int) -> float:
-    """Probability that one of k answers is right, estimated without bias from `correct` right ones among `samples`: 1 - C(n - c, k) / C(n, k)."""
-    return 1 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
 def summed(values: Sequence[float], runtime: Runtime) -> list[float]:

@@ -19,10 +19,9 @@ from typing import Any
 from nanochat.artifacts import read_json
 from nanochat.config import PHASES
 from nanochat.errors import UserError
-from nanochat.eval.paired import MEANS_OVER_TASKS, Paired, compare_items
+from nanochat.eval.paired import Paired, compare_items, second_is_better, why_not_paired
 from nanochat.stages.common import stage_parser
 
-LOWER_IS_BETTER = ("bpb",)
 HEADER = ("task", "rows", "first", "second", "difference", "95% interval", "p", "")
 
 
@@ -35,7 +34,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help="default: results")
     flags = parser.parse_args(arguments)
     folders = [scores_of(flags.results, model) for model in (flags.first, flags.second)]
-    rows = [row for task in _tasks(folders, flags) for row in [row_of(task, folders)]]
+    rows = [row_of(task, folders) for task in _tasks(folders, flags)]
     print(f"first: {flags.first}, second: {flags.second}\n")
     print(table([HEADER, *rows]))
 
@@ -66,26 +65,13 @@ def _tasks(folders: Sequence[Path], flags: Namespace) -> list[str]:
 def row_of(task: str, folders: Sequence[Path]) -> tuple[str, ...]:
     """One line of the table; where the two cannot be compared it says why."""
     scores = [read_json(folder / f"{task}.json") for folder in folders]
-    why = _not_comparable(scores)
+    why = why_not_paired(*scores)
     found = None if why else compare_items(*(_items(folder, score) for folder, score in zip(folders, scores, strict=True)))
     if found is None:
         return (task, *[""] * (len(HEADER) - 2), why or "they have no row in common")
     low, high = found.interval
     numbers = (f"{found.first:.4f}", f"{found.second:.4f}", f"{found.difference:+.4f}", f"{low:+.4f} to {high:+.4f}", p_text(found.p))
     return (task, f"{found.n:,}", *numbers, verdict(task, found))
-
-
-def _not_comparable(scores: Sequence[dict[str, Any]]) -> str:
-    for score in scores:
-        if score["score"] is None:
-            return f"not available: {score['unavailable']}"
-        if "items" not in score:
-            return "no items beside a score; delete that score and evaluate it again"
-        if score["task"] in MEANS_OVER_TASKS:
-            return "not available: a mean over tasks has no test over rows; compare the intervals of the two scores"
-    if scores[0]["version"] != scores[1]["version"]:
-        return f"graded by versions {scores[0]['version']} and {scores[1]['version']} of the task; evaluate the older score again"
-    return ""
 
 
 def _items(folder: Path, score: dict[str, Any]) -> list[dict[str, Any]]:
@@ -107,7 +93,7 @@ def verdict(task: str, found: Paired) -> str:
     """Which one is better, if the rows show it."""
     if not found.is_significant:
         return "no difference shown"
-    return "second is better" if (found.difference > 0) != (task in LOWER_IS_BETTER) else "first is better"
+    return "second is better" if second_is_better(task, found.difference) else "first is better"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -85,13 +85,13 @@ class Asking:
 
     def __init__(self, subject: Subject, config: EvaluateStage, flags: Namespace, runtime: Runtime) -> None:
         self.subject, self.config, self.flags, self.runtime = subject, config, flags, runtime
+        self.computing = {"device": runtime.device.type, "dtype": str(runtime.dtype).removeprefix("torch.")}
         self.said = time.monotonic()
 
     def store(self, version: str, **settings: Any) -> AnswerStore:
         """Answers of this model under these settings."""
-        computing = {"device": self.runtime.device.type, "dtype": str(self.runtime.dtype).removeprefix("torch.")}
         identity = {"weights": self.subject.sha256, "tokenizer": self.subject.tokenizer.sha256, "task": self.config.task, "version": version}
-        store = AnswerStore(self.flags.score.parent / ANSWERS, {**identity, "settings": {**settings, **computing}}, self.runtime.rank)
+        store = AnswerStore(self.flags.score.parent / ANSWERS, {**identity, "settings": {**settings, **self.computing}}, self.runtime.rank)
         if store.damaged:
             log(f"{store.path.parent}: {store.damaged} damaged lines of {self.config.task} are left out; their rows are asked again")
         return store
@@ -132,7 +132,7 @@ def main(arguments: list[str]) -> None:
 
 def write_score(finding: Finding, asking: Asking, story: dict[str, Any], seconds: float) -> None:
     """The items, then the score file that names them."""
-    subject, config, flags, runtime = asking.subject, asking.config, asking.flags, asking.runtime
+    subject, config, flags = asking.subject, asking.config, asking.flags
     items = flags.score.with_name(f"{flags.score.stem}.items.jsonl")
     items.unlink(missing_ok=True)
     if finding.items:
@@ -145,7 +145,7 @@ def write_score(finding: Finding, asking: Asking, story: dict[str, Any], seconds
         baseline=finding.baseline,
         seed=config.seed,
         limit=config.limit,
-        settings={**finding.settings, "device": runtime.device.type, "dtype": str(runtime.dtype).removeprefix("torch.")},
+        settings={**finding.settings, **asking.computing},
         model_sha256=subject.sha256,
         seconds=seconds,
         unavailable=finding.unavailable,

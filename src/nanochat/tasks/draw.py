@@ -5,6 +5,7 @@ is a sha256 of a key and a counter, so row 7 can be made without rows 0 to 6.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -14,6 +15,13 @@ Item = TypeVar("Item")
 def keyed_number(*key: object) -> int:
     """A number below 2^64 that depends on `key` alone (its parts are written as text)."""
     return int.from_bytes(hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()[:8], "big")
+
+
+def pass_at(k: int, n: int, correct: int) -> float:
+    """Chance that one of k answers is right, without bias, from n answers of which `correct` are: 1 - C(n - correct, k) / C(n, k)."""
+    if not 1 <= k <= n or not 0 <= correct <= n:
+        raise ValueError(f"k={k}, n={n}, correct={correct}: k of n answers are drawn, at most n are right")
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
 class Draw:

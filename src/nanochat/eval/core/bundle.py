@@ -11,6 +11,7 @@ from typing import Any
 from nanochat.artifacts import read_manifest, verified_file
 from nanochat.data.core import CORE_BASELINES, CORE_TASKS, CORE_YAML, TEXTS, Kind, row_fault
 from nanochat.errors import UserError
+from nanochat.eval.chatcore import centred
 
 FETCH_AGAIN = "delete the folder of this source and fetch it again"
 
@@ -29,7 +30,7 @@ class IclTask:
 
     def centered(self, accuracy: float) -> float:
         """How far above guessing, as a share of what is possible above it."""
-        return (accuracy - 0.01 * self.baseline) / (1 - 0.01 * self.baseline)
+        return centred(accuracy, 0.01 * self.baseline)
 
 
 def load_tasks(manifests: Sequence[Path], only: Sequence[str] = ()) -> list[IclTask]:

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 
 from nanochat.data.core import CORE_TASKS
+from nanochat.eval.chatcore import centred
 from nanochat.eval.core.bundle import IclTask
 from nanochat.eval.core.prompts import item_of
 from nanochat.eval.core.scoring import CPU_BATCH_TOKENS, NotFiniteError, batches, score_items
-from nanochat.eval.intervals import wilson
+from nanochat.eval.intervals import middle, numbers_of, wilson
+from nanochat.eval.paired import RESAMPLES
 from nanochat.eval.results import NotAvailableError
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 
 BLOCK_BATCHES = 16  # of items that are made into tokens at a time, to put those of similar length together
-RESAMPLES = 10_000
-QUANTILES = (0.025, 0.975)
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,7 @@ def bootstrap(tasks: Sequence[tuple[float, int, float]], seed: int) -> tuple[flo
 
     Drawing n right or wrong rows with replacement is drawing from a binomial distribution.
     """
-    draw = np.random.RandomState(seed % (1 << 32))  # numpy promises that its numbers never change
-    total = np.zeros(RESAMPLES)
+    draw, total = numbers_of(seed), np.zeros(RESAMPLES)
     for accuracy, n, baseline in tasks:
-        total += (draw.binomial(n, accuracy, RESAMPLES) / n - 0.01 * baseline) / (1 - 0.01 * baseline)
-    low, high = np.quantile(total / len(tasks), QUANTILES)
-    return float(low), float(high)
+        total += centred(draw.binomial(n, accuracy, RESAMPLES) / n, 0.01 * baseline)
+    return middle(total / len(tasks))
