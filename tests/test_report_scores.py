@@ -95,11 +95,12 @@ def test_subjects_and_further_measures_are_shown_with_their_intervals(tmp_path: 
 def test_evaluations_in_the_training_text_are_counted_and_a_wrong_table_is_refused(tmp_path: Path) -> None:
     files = finished_run(tmp_path)
     path = tmp_path / "results/contamination/tiny.json"
-    write_json(path, [{"task": "mmlu", "split": "test", "items": 200, "items_with_overlap": 3}, {"task": "gsm8k", "items": 100, "items_with_overlap": 50}])
+    rows = [{"task": "mmlu", "split": "test", "items": 200, "items_with_overlap": 3}, {"task": "gsm8k", "items": 100, "items_with_overlap": 50}]
+    write_json(path, {"rows": rows})
     markdown = pages({**files, "contamination": [path]})[0]
     assert "| tiny | GSM8K | - | 100 | 50 | 50.0% |\n| tiny | MMLU | test | 200 | 3 | 1.5% |" in markdown
     assert "Evaluations in the training text" not in pages(files)[0]
-    write_json(path, [{"task": "mmlu"}])
+    write_json(path, {"rows": [{"task": "mmlu"}]})
     with pytest.raises(UserError, match="each row needs task, items and items_with_overlap"):
         inputs_of({**files, "contamination": [path]})
     missing = inputs_of({**files, "contamination": [tmp_path / "results/contamination/other.json"]}).missing

@@ -14,7 +14,8 @@ from nanochat.report.document import Block, Bullets, Cell, Figure, Figures, Fold
 from nanochat.report.inputs import Inputs, Score
 from nanochat.report.metrics import chatcore, is_sampled, metric_rows, name_of, ordered, title
 from nanochat.report.published import BY_OTHERS, D20, GPT2, Published
-from nanochat.report.summary import ABSENT, mean_cell, metric_name, money_cell, of_phase, score_cell, texts_differ
+from nanochat.report.summary import last_phases, metric_name, money_cell, of_phase, score_cell, texts_differ
+from nanochat.report.text import ABSENT
 
 MOST_DRAWN = 8  # runs in the bars; the table has all
 PAIRED = (
@@ -34,11 +35,6 @@ def comparison_section(inputs: Inputs, price: float) -> Section | None:
     return Section("Comparison", "comparison", tuple(blocks)) if blocks else None
 
 
-def last_phases(inputs: Inputs) -> dict[str, str | None]:
-    """Run -> its last phase that has a score."""
-    return {run: next((phase for phase in reversed(PHASES) if of_phase(inputs.run_scores(run), phase)), None) for run in inputs.runs}
-
-
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
@@ -54,7 +50,7 @@ def _runs(inputs: Inputs, price: float) -> list[Block]:
         rows.append(cells(metric_name(name), *(score_cell(found.get(run)) for run in inputs.runs)))
     for name in CHATCORE:
         means = [chatcore(name, {task: score for (of, task), score in scores.items() if of == run}) for run in inputs.runs]
-        rows.append(cells(name, *map(mean_cell, means)))
+        rows.append(cells(name, *(text.valued(mean.value, mean.interval) for mean in means)))
     costs = [cost_of([attempt for training in inputs.of_run(run) for attempt in training.attempts], price) for run in inputs.runs]
     rows.append(cells("training time", *(text.duration(cost.wall_s) if cost.attempts else text.unavailable("no attempt is recorded") for cost in costs)))
     rows.append(cells("cost", *(money_cell(cost) for cost in costs)))

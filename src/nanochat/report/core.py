@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from nanochat.report import figures, text
-from nanochat.report.document import Beside, Block, Cell, Figure, Figures, Fold, Paragraph, Section, Table, cells
+from nanochat.report.document import Beside, Block, Figure, Figures, Fold, Paragraph, Section, Table, cells
 from nanochat.report.inputs import Inputs, Score
 from nanochat.report.metrics import name_of
 from nanochat.report.published import BY_OTHERS, D20_CORE
 from nanochat.report.scores import interval_words
+from nanochat.report.text import ABSENT
 
-ABSENT = "-"
 MOST_BESIDE = 2  # models in a table that leaves room for a figure beside it
 MOST_DRAWN = 3  # models in the figure; the table has all
 ORIGIN = "d20, Dec 2025"
@@ -67,18 +67,16 @@ def _side_by_side(scores: Sequence[Score]) -> Table:
 
     whole = text.score(sum(D20_CORE.values()) / len(D20_CORE))
     names = dict.fromkeys(name_of(score) for score in scores)
-    rows = [cells(name, *(_mean(score) if name_of(score) == name else ABSENT for score in scores), whole if name == "CORE" else ABSENT) for name in names]
+    rows = [
+        cells(name, *(text.valued(score.value, score.interval) if name_of(score) == name else ABSENT for score in scores), whole if name == "CORE" else ABSENT)
+        for name in names
+    ]
     rows += [
         cells(f"`{label}`", *(centered(score, label) for score in scores), text.score(D20_CORE[label]) if label in D20_CORE else ABSENT)
         for label in _labels(scores)
     ]
     headers = ("Task", *(f"{score.run}, {score.phase.upper()}" for score in scores), f"{ORIGIN}, {BY_OTHERS}")
     return Table(headers, tuple(rows), "Centred accuracy of each task")
-
-
-def _mean(score: Score) -> Cell:
-    assert score.value is not None
-    return Cell(text.score(score.value), f"{score.interval[0]:.3f}-{score.interval[1]:.3f}" if score.interval else "")
 
 
 def _bars(scores: Sequence[Score]) -> Figure:

@@ -227,7 +227,7 @@ def _contamination(path: Path, missing: list[Missing]) -> tuple[dict[str, Any], 
         missing.append(Missing(f"contamination of corpus {path.stem}", f"{path} does not exist", build_command(path)))
         return ()
     content = read_json(path)
-    rows = content.get("rows", content.get("tasks")) if isinstance(content, dict) else content
+    rows = content.get("rows") if isinstance(content, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) and {"task", "items", "items_with_overlap"} <= row.keys() for row in rows):
         raise UserError(f"{path}: not a table of contamination; each row needs task, items and items_with_overlap")
     return tuple(rows)

@@ -9,8 +9,8 @@ from nanochat.report.document import Block, Bullets, Cell, Fold, Heading, Paragr
 from nanochat.report.inputs import Inputs, Score
 from nanochat.report.metrics import is_sampled, name_of, ordered, title
 from nanochat.report.samples import graded_answers
+from nanochat.report.text import ABSENT
 
-ABSENT = "-"
 Scores = Mapping[tuple[str, str], Score]
 HEADERS = ("Task", "Phase", "Score", "95% interval", "Correct", "Guessing", "Split", "Rows", "Version", "Seconds")
 MEASURES = {"robust": "numbers compared as values", "reference": "exact match, as the reference"}
@@ -64,11 +64,9 @@ def _rows_note(content: Mapping[str, Any]) -> str:
     return ", ".join([*notes, *([f"{content['prompts_cut']} cut"] if content.get("prompts_cut") else [])])
 
 
-def measure_cell(measured: Mapping[str, Any]) -> Cell:
-    """A part or a further measure: its score and, small, its interval; "-" where it has none."""
-    value = measured.get("score")
-    interval = measured.get("interval")
-    return Cell(ABSENT) if value is None else Cell(text.score(value), f"{interval[0]:.3f}-{interval[1]:.3f}" if interval else "")
+def _measured(found: Mapping[str, Any] | None) -> Cell:
+    """A part or a further measure."""
+    return text.valued(found.get("score"), found.get("interval")) if found else Cell(ABSENT)
 
 
 def _measures(scores: Scores) -> list[Block]:
@@ -79,7 +77,7 @@ def _measures(scores: Scores) -> list[Block]:
         for measure in dict.fromkeys(measure for measures in of_task.values() for measure in measures):
             given = [of_task[phase].get(measure) or {} for phase in PHASES if phase in of_task]
             n = next((each["n"] for each in given if each.get("n") is not None), None)
-            shown = (measure_cell((of_task.get(phase) or {}).get(measure) or {}) for phase in PHASES)
+            shown = (_measured((of_task.get(phase) or {}).get(measure)) for phase in PHASES)
             rows.append(cells(title(task), Cell(measure, MEASURES.get(measure, "")), *shown, ABSENT if n is None else text.count(n)))
     if not rows:
         return []
@@ -98,7 +96,7 @@ def _parts(scores: Scores) -> list[Block]:
         rows = []
         for name in names:
             n = next(of_task[phase][name].get("n") for phase in phases if name in of_task[phase])
-            shown = (measure_cell(of_task[phase].get(name) or {}) for phase in phases)
+            shown = (_measured(of_task[phase].get(name)) for phase in phases)
             rows.append(cells(name.replace("_", " "), *shown, ABSENT if n is None else text.count(n)))
         table = Table(("Part", *(phase.upper() for phase in phases), "Rows"), tuple(rows), f"{title(task)} by part, with 95% intervals")
         blocks.append(Fold(f"{title(task)} in {len(names)} parts", (table,)))

@@ -3,16 +3,16 @@
 from collections.abc import Mapping
 
 from nanochat.config import PHASES
-from nanochat.eval.chatcore import CHATCORE, ChatCore
+from nanochat.eval.chatcore import CHATCORE
 from nanochat.eval.paired import LOWER_IS_BETTER
 from nanochat.history import Cost, cost_of
 from nanochat.report import figures, text
 from nanochat.report.document import Beside, Block, Bullets, Cell, Figure, Figures, Fold, Heading, Paragraph, Section, Table, Tiles, cells
 from nanochat.report.inputs import Inputs, Score
 from nanochat.report.metrics import chatcore, is_sampled, metric_rows, name_of, ordered, title
+from nanochat.report.text import ABSENT
 
 COLUMNS = tuple(phase.upper() for phase in PHASES)
-ABSENT = "-"
 MOST_OPEN = 2  # runs whose tables are not folded
 LOWER_IS_BETTER_NAMES = frozenset(map(title, LOWER_IS_BETTER))
 
@@ -44,7 +44,8 @@ def phase_table(scores: Mapping[tuple[str, str], Score]) -> Table:
     """| Metric | BASE | MID | SFT | RL | with "-" where a phase has no such score."""
     rows = [cells(metric_name(name), *(score_cell(found.get(phase)) for phase in PHASES)) for name, found in metric_rows(scores)]
     for name in CHATCORE:
-        rows.append(cells(name, *(mean_cell(chatcore(name, of_phase(scores, phase))) for phase in PHASES)))
+        means = [chatcore(name, of_phase(scores, phase)) for phase in PHASES]
+        rows.append(cells(name, *(text.valued(mean.value, mean.interval) for mean in means)))
     return Table(("Metric", *COLUMNS), tuple(rows))
 
 
@@ -53,18 +54,14 @@ def of_phase(scores: Mapping[tuple[str, str], Score], phase: str) -> dict[str, S
     return {task: score for (of, task), score in scores.items() if of == phase}
 
 
+def last_phases(inputs: Inputs) -> dict[str, str | None]:
+    """Run -> its last phase that has a score."""
+    return {run: next((phase for phase in reversed(PHASES) if of_phase(inputs.run_scores(run), phase)), None) for run in inputs.runs}
+
+
 def score_cell(score: Score | None) -> Cell:
     """A score with its interval; "-" where there is none or where it could not be computed."""
-    if score is None or score.value is None:
-        return Cell(ABSENT)
-    return Cell(text.score(score.value), f"{score.interval[0]:.3f}-{score.interval[1]:.3f}" if score.interval else "")
-
-
-def mean_cell(mean: ChatCore) -> Cell:
-    """ChatCORE with its interval; "-" where it is not available."""
-    if mean.value is None:
-        return Cell(ABSENT)
-    return Cell(text.score(mean.value), f"{mean.interval[0]:.3f}-{mean.interval[1]:.3f}" if mean.interval else "")
+    return text.valued(score.value, score.interval) if score else Cell(ABSENT)
 
 
 def metric_name(name: str) -> str:
@@ -137,8 +134,7 @@ def _tiles(inputs: Inputs, price: float) -> Tiles:
 
 def _best_chatcore(inputs: Inputs) -> Cell:
     """The best of the last scored phases of all runs."""
-    last = {run: next((phase for phase in reversed(PHASES) if of_phase(inputs.run_scores(run), phase)), "") for run in inputs.runs}
-    found = [(chatcore("ChatCORE-5", of_phase(inputs.run_scores(run), phase)), run, phase) for run, phase in last.items() if phase]
+    found = [(chatcore("ChatCORE-5", of_phase(inputs.run_scores(run), phase)), run, phase) for run, phase in last_phases(inputs).items() if phase]
     known = [(mean.value, run, phase) for mean, run, phase in found if mean.value is not None]
     if not known:
         return text.unavailable(found[0][0].why)

@@ -1,8 +1,11 @@
 """Numbers as words: counts, sizes, durations, money, and the one way to say that a number is missing."""
 
 import math
+from collections.abc import Sequence
 
 from nanochat.report.document import Cell
+
+ABSENT = "-"  # in a table, where there is no such number
 
 MISSING = "not available"
 
@@ -66,6 +69,13 @@ def score(value: float) -> str:
     """Scores and bits per byte have four decimals."""
     assert math.isfinite(value)
     return f"{value:.4f}"
+
+
+def valued(value: float | None, interval: Sequence[float] | None) -> Cell:
+    """A score and, small, its interval; ABSENT where there is none."""
+    if value is None:
+        return Cell(ABSENT)
+    return Cell(score(value), f"{interval[0]:.3f}-{interval[1]:.3f}" if interval else "")
 
 
 def listed(names: "list[str] | tuple[str, ...]", most: int = 8) -> str:
