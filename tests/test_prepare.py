@@ -22,7 +22,7 @@ from nanochat.report.document import Document
 from nanochat.report.graph import build
 from nanochat.report.inputs import read_inputs
 from nanochat.report.render import markdown
-from nanochat.stages import prepare
+from nanochat.stages import prepare, workers
 
 ENGLISH = (
     "the of and to in is was that for on with as his they at be this from have or by one had not but what all were when we there can an your which their said"
@@ -270,7 +270,7 @@ def test_the_outputs_depend_neither_on_workers_nor_on_a_killed_attempt(tmp_path:
     options: dict[str, Any] = {"deduplicate": "near", "min_chars": 20}
     judge(tmp_path, manifests, **options)
     kept(tmp_path, manifests, "mine.train")
-    monkeypatch.setattr(prepare, "WORKER_FILE_BYTES", 1)
+    monkeypatch.setattr(workers, "WORKER_FILE_BYTES", 1)
     judge(tmp_path, manifests, out="parallel", workers=2, **options)
     kept(tmp_path, manifests, "mine.train", out="parallel")
     assert everything(tmp_path / "parallel") == everything(tmp_path / "out")

@@ -16,7 +16,7 @@ from nanochat.artifacts import read_manifest, write_manifest
 from nanochat.data.rows import DTYPES, TokenRows
 from nanochat.data.sample_texts import SAMPLE_TEXTS
 from nanochat.errors import UserError
-from nanochat.stages import tokenize, tokenizer
+from nanochat.stages import tokenize, tokenizer, workers
 from nanochat.tokenizer import Tokenizer
 
 WORDS = " ".join(SAMPLE_TEXTS.values()).split()
@@ -154,7 +154,7 @@ def test_validation_split_is_read_from_its_own_file(tmp_path: Path, text: Path, 
 
 def test_output_does_not_depend_on_workers_nor_on_earlier_runs(tmp_path: Path, text: Path, vocabulary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = rows_of(tmp_path / "alone", text, vocabulary)
-    monkeypatch.setattr(tokenize, "WORKER_FILE_BYTES", 1)
+    monkeypatch.setattr(workers, "WORKER_FILE_BYTES", 1)
     shared = rows_of(tmp_path / "shared", text, vocabulary, workers=2)
     again = rows_of(tmp_path / "alone", text, vocabulary)
     for name in ("tokens.bin", "manifest.json", "config.json"):
@@ -223,7 +223,7 @@ def killed_worker(*task: Any) -> None:
 
 def test_killed_worker_is_one_sentence_and_leaves_no_output(tmp_path: Path, text: Path, vocabulary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows_of(tmp_path, text, vocabulary)
-    monkeypatch.setattr(tokenize, "WORKER_FILE_BYTES", 1)
+    monkeypatch.setattr(workers, "WORKER_FILE_BYTES", 1)
     monkeypatch.setattr(tokenize, "encode_row_group", killed_worker)
     with pytest.raises(UserError, match="--workers=2: a worker was killed"):
         rows_of(tmp_path, text, vocabulary, workers=2)

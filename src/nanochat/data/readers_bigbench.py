@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nanochat.artifacts import atomic_path
+from nanochat.artifacts import write_text
 from nanochat.data.core import core_index
 from nanochat.errors import UserError
 
@@ -65,16 +65,11 @@ def read_bigbench(file: Path, folder: Path) -> tuple[list[str], dict[str, int]]:
             raise UserError(f"{file.name}: {label} is not in BIG-bench's form ({error!r:.80}); delete the file and fetch it again") from None
         names.append(f"{label}.jsonl")
         counts[label] = len(rows)
-        _write(folder / names[-1], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_text(folder / names[-1], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     for name, text in core_index(BIGBENCH_FILES).items():
         names.append(name)
-        _write(folder / name, text)
+        write_text(folder / name, text)
     return names, counts
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _task_files(file: Path) -> dict[str, Any]:

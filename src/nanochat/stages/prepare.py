@@ -32,9 +32,8 @@ from nanochat.data.prepare import Copies, Judgement, Part, Verdict, evaluation_f
 from nanochat.errors import UserError
 from nanochat.runtime import log
 from nanochat.stages.common import attempt_at, positive_int, read_stage_config, stage_parser
-from nanochat.stages.workers import in_order
+from nanochat.stages.workers import in_order, worth_starting
 
-WORKER_FILE_BYTES = 4_000_000  # a worker takes a second to start: not worth it for less compressed text
 REMOVED = "removed.json"
 STATE = "resume"
 LOG_EVERY_S = 10.0
@@ -124,7 +123,7 @@ def filters_of(config: PrepareStage, inputs: dict[str, Path]) -> tuple[Filters, 
 
 def _workers(parts: list[Part], wanted: int) -> int:
     files = {file for part in parts for file in part.files}
-    return min(wanted, 1 + sum(file.stat().st_size for file in files) // WORKER_FILE_BYTES)
+    return worth_starting(wanted, sum(file.stat().st_size for file in files))
 
 
 def _watched(judged: Any) -> Any:

@@ -32,12 +32,11 @@ from nanochat.data.rows import DTYPES, TOKENS_FILE, token_dtype
 from nanochat.errors import UserError
 from nanochat.runtime import log
 from nanochat.stages.common import attempt_at, positive_int, read_stage_config, stage_parser
-from nanochat.stages.workers import in_order
+from nanochat.stages.workers import in_order, worth_starting
 from nanochat.tokenizer import Tokenizer
 
 BUFFER_TOKENS = 1 << 26  # packed together: more choice than 1,000 documents give, in about 0.5 GB of memory
 BLOCK_TOKENS = 1 << 22  # written at a time
-WORKER_FILE_BYTES = 4_000_000  # a worker takes a second to start: not worth it for less compressed text
 LOG_EVERY_S = 10.0
 
 
@@ -104,7 +103,7 @@ class Encoded:
 def _encode(files: list[Path], tokenizer_manifest: Path, dtype: str, workers: int) -> Iterator[Encoded]:
     """Every row group, encoded, in order. At most two per worker wait to be taken, so memory is bounded."""
     tasks = [(file, index, tokenizer_manifest, dtype) for file in files for index in range(row_groups(file))]
-    workers = min(workers, len(tasks), 1 + sum(file.stat().st_size for file in files) // WORKER_FILE_BYTES)
+    workers = worth_starting(min(workers, len(tasks)), sum(file.stat().st_size for file in files))
     yield from in_order(encode_row_group, tasks, workers)
 
 

@@ -14,6 +14,12 @@ from typing import Any, TypeVar
 from nanochat.errors import UserError
 
 Result = TypeVar("Result")
+WORKER_FILE_BYTES = 4_000_000  # a worker takes a second to start: not worth it for less compressed text
+
+
+def worth_starting(wanted: int, file_bytes: int) -> int:
+    """How many of the workers that are wanted are worth their start, for so many bytes of compressed text."""
+    return min(wanted, 1 + file_bytes // WORKER_FILE_BYTES)
 
 
 def in_order(function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Result]:
