@@ -5,12 +5,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import warm
 from eval_workshop import Workshop, result_of
 from task_rows import GSM, HUMAN, MC
@@ -26,12 +24,7 @@ from nanochat.tasks.gsm8k import Gsm8k
 SUMS = {"task": "arithmetic", "limit": 12, "max_new_tokens": 8, "batch_rows": 5}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
