@@ -61,7 +61,7 @@ BROKEN = {
     "other baselines": (lambda files: files.update({"eval_bundle/eval_meta_data.csv": b"Eval Task,Random baseline\nboolq,x\n"}), "no number under Random"),
     "no rows": (lambda files: files.pop(ROWS_NAME), "the rows of task boolq, is missing"),
     "empty rows": (lambda files: files.update({ROWS_NAME: b"\n"}), "the rows of task boolq, is empty"),
-    "half a row": (lambda files: files.update({ROWS_NAME: files[ROWS_NAME][:-20]}), "line 2 is not JSON"),
+    "half a row": (lambda files: files.update({ROWS_NAME: files[ROWS_NAME][:-20]}), "line 2: not valid JSON"),
     "another row": (lambda files: files.update({ROWS_NAME: b'{"query": "x", "gold": 0}\n'}), "line 1 has no choices"),
     "a list": (lambda files: files.update({ROWS_NAME: b"[]\n"}), "line 1 is no object"),
 }
@@ -106,7 +106,7 @@ def test_what_is_no_whole_zip_is_refused(kind, tmp_path):
         data = data[: entry + 24] + (10).to_bytes(4, "little") + data[entry + 28 :]
     middle = info.header_offset + 30 + len(ROWS_NAME) + 5
     path.write_bytes({"html": b"<html>log in</html>", "cut": data[:-30], "damaged": data[:middle] + b"??" + data[middle + 2 :]}.get(kind, data))
-    with pytest.raises(UserError, match=r"eval_bundle.zip: .*(not a readable zip|line 1 is not JSON).*; run again; if it stays so"):
+    with pytest.raises(UserError, match=r"eval_bundle.zip: .*(not a readable zip|line 1: not valid JSON).*; run again; if it stays so"):
         read_core_bundle(path, tmp_path / "out")
 
 
@@ -123,7 +123,7 @@ def test_lists_of_messages_become_conversations(tmp_path):
 def test_other_lines_are_no_conversations(line, tmp_path):
     file = tmp_path / "identity_conversations.jsonl"
     file.write_text(json.dumps(CHAT) + "\n" + line + "\n")
-    with pytest.raises(UserError, match=r"^identity_conversations.jsonl: line 2 is (not JSON|no list of messages)"):
+    with pytest.raises(UserError, match=r"^identity_conversations.jsonl: line 2(: not valid JSON| is no list of messages)"):
         read_message_lists(file, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 

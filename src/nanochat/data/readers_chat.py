@@ -4,12 +4,12 @@ What has another type is refused with the file and the place in it. What teaches
 alternate) is left out and counted, and the fetch says so.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nanochat.data.json_lines import json_lines
 from nanochat.data.readers_local import PARQUET_BATCH_ROWS, kind_of, opened, opened_parquet
 from nanochat.errors import UserError
 
@@ -92,13 +92,7 @@ def _parquet_rows(file: Path, columns: list[str]) -> Iterator[tuple[str, Mapping
 
 def _jsonl_rows(file: Path, columns: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     with opened(file) as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-                raise UserError(f"{file}: line {number}: not valid JSON ({error!s:.120}); repair or remove the line") from None
+        for number, row in json_lines(lines, file, "repair or remove the line"):
             if not isinstance(row, dict) or (missing := [column for column in columns if column not in row]):
                 what = f"has no key {missing[0]!r}; its keys are {', '.join(map(repr, list(row)[:8]))}" if isinstance(row, dict) else "is no object"
                 raise UserError(f"{file}: line {number}: {what}; set columns: to keys that every line has")

@@ -17,6 +17,7 @@ from typing import Any
 
 from nanochat.artifacts import atomic_path
 from nanochat.data.core import CORE_BASELINES, CORE_TASKS, CORE_YAML, TEXTS, Kind, row_fault
+from nanochat.data.json_lines import json_lines
 from nanochat.data.readers_bigbench import read_bigbench
 from nanochat.errors import UserError
 
@@ -110,25 +111,16 @@ def _write_task(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]
     name, rows = f"{root}eval_data/{uri}", 0
     if name not in members:
         raise UserError(f"{file.name}: {name}, the rows of task {label}, is missing; {CURE}")
-    with atomic_path(folder / f"{label}.jsonl") as temporary, archive.open(name) as lines, temporary.open("wb") as out:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            row = _json_line(line, f"{file.name}: {name}", number)
+    with archive.open(name) as lines:
+        for number, row in json_lines(lines, f"{file.name}: {name}", CURE):
             if fault := row_fault(kind, row):
                 raise UserError(f"{file.name}: {name}: line {number} {fault}; {CURE}")
-            out.write(line if line.endswith(b"\n") else line + b"\n")
             rows += 1
     if not rows:
         raise UserError(f"{file.name}: {name}, the rows of task {label}, is empty; {CURE}")
+    with atomic_path(folder / f"{label}.jsonl") as temporary, archive.open(name) as content, temporary.open("wb") as out:
+        shutil.copyfileobj(content, out)
     return rows
-
-
-def _json_line(line: bytes, place: str, number: int) -> Any:
-    try:
-        return json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place}: line {number} is not JSON ({error!s:.120}); {CURE}") from None
 
 
 def read_message_lists(file: Path, folder: Path) -> Files:
@@ -138,10 +130,7 @@ def read_message_lists(file: Path, folder: Path) -> Files:
 
 def _conversations(file: Path) -> Iterator[dict[str, Any]]:
     with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            row = _json_line(line, file.name, number)
+        for number, row in json_lines(lines, file.name, CURE):
             if not _in_turns(row):
                 raise UserError(f"{file.name}: line {number} is no list of messages of user and assistant in turns; {CURE}")
             yield {"messages": [{"role": message["role"], "content": message["content"]} for message in row[: len(row) // 2 * 2]]}

@@ -9,13 +9,13 @@ import codecs
 import contextlib
 import hashlib
 import io
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nanochat.artifacts import canonical_json, sha256_bytes, sha256_file
+from nanochat.data.json_lines import json_lines
 from nanochat.data.text import MAX_DOCUMENT_CHARS, cut_at
 from nanochat.errors import UserError
 
@@ -188,17 +188,7 @@ class Unpacked(io.RawIOBase):
 def read_jsonl(file: Path, column: str) -> Iterator[str | None]:
     """The value of one key of every line; empty lines are passed over."""
     with opened(file) as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError as error:
-                raise UserError(f"{file}: line {number}: invalid UTF-8 at byte {error.start} of the line; repair or remove the line") from None
-            except json.JSONDecodeError as error:
-                raise UserError(f"{file}: line {number}: not valid JSON ({error.msg} at column {error.colno}); repair or remove the line") from None
-            except RecursionError:
-                raise UserError(f"{file}: line {number}: JSON nested too deeply; repair or remove the line") from None
+        for number, row in json_lines(lines, file, "repair or remove the line"):
             if not isinstance(row, dict) or column not in row:
                 keys = f"; its keys are {', '.join(map(repr, list(row)[:8]))}" if isinstance(row, dict) else ""
                 raise UserError(f"{file}: line {number}: has no key {column!r}{keys}; set column: to the key of the text")
