@@ -31,13 +31,13 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def sha256_file(path: Path, on_piece: Callable[[], object] = lambda: None) -> str:
-    """Hex sha256 of a file's bytes, read in pieces of 4 MiB; `on_piece` is called after each and may raise to give up."""
+def sha256_file(path: Path, on_bytes: Callable[[int], object] = lambda count: None) -> str:
+    """Hex sha256 of a file's bytes, read in pieces of 4 MiB; `on_bytes` is given the size of each and may raise to give up."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while piece := file.read(HASH_CHUNK_BYTES):
             digest.update(piece)
-            on_piece()
+            on_bytes(len(piece))
     return digest.hexdigest()
 
 
@@ -191,14 +191,14 @@ def read_manifest(path: Path, *, stage: str | None = None, files: Collection[str
     return manifest
 
 
-def verified_file(manifest_path: Path, name: str, on_piece: Callable[[], object] = lambda: None) -> Path:
+def verified_file(manifest_path: Path, name: str, on_bytes: Callable[[int], object] = lambda count: None) -> Path:
     """Path of output `name` beside a manifest, after comparing its sha256. Raises UserError on a mismatch."""
     manifest_path = Path(manifest_path)
     stated = read_manifest(manifest_path, files=[name])["outputs"].get(name)
     if stated is None:
         raise UserError(f"{manifest_path}: lists no file {name!r}; run the stage that makes it again")
     file = manifest_path.parent / name
-    if sha256_file(file, on_piece) != stated["sha256"]:
+    if sha256_file(file, on_bytes) != stated["sha256"]:
         raise UserError(f"{file}: damaged (sha256 differs from its manifest); {cure_of(manifest_path)}")
     return file
 

@@ -1,12 +1,11 @@
 """Every fetched file against its hash, and the repair of what is damaged: exactly that is removed, and the workflow fetches it again."""
 
-import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.artifacts import HASH_CHUNK_BYTES, canonical_json, exclusive, lock_beside, read_json
+from nanochat.artifacts import canonical_json, exclusive, lock_beside, read_json, sha256_file
 from nanochat.data.parts import MANIFEST, strays
 from nanochat.data.readers_local import local_files
 from nanochat.data.sources import WHEELS
@@ -40,16 +39,6 @@ class Damage:
         return f"{self.file}: {self.what}"
 
 
-def hash_of(file: Path, on_bytes: Callable[[int], object]) -> str:
-    """Hex sha256 of a file; `on_bytes` is told how much was read."""
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while piece := content.read(HASH_CHUNK_BYTES):
-            digest.update(piece)
-            on_bytes(len(piece))
-    return digest.hexdigest()
-
-
 def what_is_wrong(file: Path, stated: Stated, on_bytes: Callable[[int], object]) -> str | None:
     """Why a file is not the one that is stated; None: it is."""
     if not file.is_file():
@@ -57,7 +46,7 @@ def what_is_wrong(file: Path, stated: Stated, on_bytes: Callable[[int], object])
     if (size := file.stat().st_size) != stated.bytes:
         return f"{size:,} bytes, {stated.bytes:,} were fetched"
     try:
-        return None if hash_of(file, on_bytes) == stated.sha256 else "its content has changed (sha256 differs)"
+        return None if sha256_file(file, on_bytes) == stated.sha256 else "its content has changed (sha256 differs)"
     except OSError as error:
         return f"cannot be read ({(error.strerror or 'no reason given').lower()})"
 

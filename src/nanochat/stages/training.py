@@ -172,7 +172,7 @@ def verify_files(current: Session, manifests: Sequence[Path], name: str) -> None
     """
     runtime, stop, done = current.runtime, current.stop, current.work.folder / FOLDER / f"{name}.verified"
 
-    def going_on() -> None:
+    def going_on(count: int = 0) -> None:
         stop_now(stop)
         progress.beat()
 
