@@ -43,6 +43,15 @@ def test_attempts_that_ended_are_shown_with_what_goes_on(tmp_path: Path) -> None
     assert said[-1].startswith("to go on: tiny/base_train: ") and "run the same snakemake command again" in said[-1]
 
 
+def test_reinforcement_learning_shows_reward_and_pass_at_1(tmp_path: Path) -> None:
+    folder = started(tmp_path, "stopped").rename(tmp_path / "results/tiny/chat_rl")
+    lines = [{"step": 0, "pass@1": 0.25}, {"step": 1, "loss": 0.1, "tokens": 90, "reward": 0.5}, {"step": 2, "reward": 1.0}]
+    write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    line = lines_of(tmp_path)["tiny", "chat_rl"]
+    assert (line["reward"], line["pass_at_1"], line["val_bpb"]) == (1.0, 0.25, None)
+    assert "loss 0.1000, reward 1.000, validation pass@1 0.250" in status(tmp_path).stdout
+
+
 def test_bad_steps_are_shown_while_it_trains_and_when_it_is_finished(tmp_path: Path) -> None:
     folder = started(tmp_path, "stopped")
     assert lines_of(tmp_path)["tiny", "base_train"]["bad_steps"] is None

@@ -42,6 +42,8 @@ class Line:
     job_state: str | None = None
     loss: float | None = None
     val_bpb: float | None = None
+    reward: float | None = None  # of reinforcement learning: mean over the answers of a step
+    pass_at_1: float | None = None  # of reinforcement learning: on the problems held out
     bad_steps: int | None = None  # of a training: losses that were not finite, or spikes
     bad_steps_skipped: int | None = None  # of them
     log: str | None = None
@@ -138,6 +140,8 @@ def _line(files: StageFiles, verdict: Verdict, queue: slurm.Queue, now: float, l
         job_state=job.state if job else None,
         loss=_number(counts.get("final_loss", files.logged.get("loss", {}).get("loss"))),
         val_bpb=_number(counts.get("final_val_bpb", files.logged.get("val_bpb", {}).get("val_bpb"))),
+        reward=_number(files.logged.get("reward", {}).get("reward")),
+        pass_at_1=_number(counts.get("final_pass@1", files.logged.get("pass@1", {}).get("pass@1"))),
         bad_steps=_number(bad.get("bad_steps")),
         bad_steps_skipped=_number(bad.get("bad_steps_skipped")),
         log=str(log) if log else None,

@@ -73,6 +73,10 @@ def _besides(line: Line) -> list[str]:
     said = [f"loss {line.loss:.4f}"] if line.loss is not None else []
     if line.val_bpb is not None:
         said.append(f"validation {line.val_bpb:.4f} bpb")
+    if line.reward is not None:
+        said.append(f"reward {line.reward:.3f}")
+    if line.pass_at_1 is not None:
+        said.append(f"validation pass@1 {line.pass_at_1:.3f}")
     said += bad_steps(line)
     if line.host and line.state != "finished":
         said.append(f"on {line.host}")

@@ -17,6 +17,7 @@ STATES = ("stalled", "failed", "interrupted", "running", "stopped", "waiting", "
 STALLED_AFTER_S = 600.0  # assumption: longer than any phase without a beat (start-up of eight ranks, hashing 22 GB, one validation)
 STALLED_STEPS = 10  # a step may take minutes on a small machine: so many of them without a beat
 LOGGED = ("loss", "val_bpb")
+LOGGED_OF_RL = ("loss", "reward", "pass@1")  # it has no validation in bits per byte
 Attempts = tuple[dict[str, Any], ...]
 NO_ATTEMPTS: Attempts = ()
 NOTHING: dict[str, dict[str, Any]] = {}
@@ -112,8 +113,8 @@ def _read(run: str, stage: str, folder: Path, damaged: list[str]) -> StageFiles:
     files = replace(files, beat=unless_damaged(lambda: beat_of(folder), None, damaged))
     if manifest is not None:
         return files
-    saved = unless_damaged(lambda: saved_step(folder), None, damaged)
-    return replace(files, saved_step=saved, logged=unless_damaged(lambda: last_logged(folder / "metrics.jsonl", LOGGED), NOTHING, damaged))
+    saved, keys = unless_damaged(lambda: saved_step(folder), None, damaged), LOGGED_OF_RL if stage == "chat_rl" else LOGGED
+    return replace(files, saved_step=saved, logged=unless_damaged(lambda: last_logged(folder / "metrics.jsonl", keys), NOTHING, damaged))
 
 
 def _story_and_holder(folder: Path, damaged: list[str]) -> tuple[Attempts, Holder]:
