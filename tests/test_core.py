@@ -18,8 +18,9 @@ from nanochat.data.core import CORE_TASKS, core_index
 from nanochat.errors import UserError
 from nanochat.eval.core.bundle import IclTask, load_tasks, read_task_rows
 from nanochat.eval.core.prompts import Item, check_limit, encode_all, examples_of, item_of, shuffled, texts_of
-from nanochat.eval.core.score import Answers, ask_rows, bootstrap, core_result
+from nanochat.eval.core.score import Answers, ask_rows, core_result
 from nanochat.eval.core.scoring import batches, score_items
+from nanochat.eval.intervals import wilson
 from nanochat.eval.results import NotAvailableError
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer, train_tokenizer
@@ -227,12 +228,11 @@ def test_core_by_hand() -> None:
             answers_of("arc_easy", [True] * 3 + [False], 25.0, cut=1),
             answers_of("squad", [True, False], 0.0),
             answers_of("boolq", [True] * 31 + [False] * 69, 62.0),
-        ],
-        0,
+        ]
     )
     assert [task["centered"] for task in found["tasks"]] == pytest.approx([2 / 3, 1 / 2, (0.31 - 0.62) / (1 - 0.62)])
     assert found["score"] == pytest.approx((2 / 3 + 1 / 2 - 0.31 / 0.38) / 3)
-    assert (found["name"], found["n"], found["prompts_cut"], found["interval_method"]) == ("CORE-3", 106, 1, "bootstrap")
+    assert (found["name"], found["n"], found["prompts_cut"], found["interval_method"]) == ("CORE-3", 106, 1, "wilson, squared and added")
     assert found["missing"] == [label for label in CORE_TASKS if label not in ("arc_easy", "squad", "boolq")] and len(found["missing"]) == 19
     keys = {"label", "type", "shots", "n", "accuracy", "interval", "baseline", "centered", "seconds"}
     assert all(set(task) == keys for task in found["tasks"])
@@ -244,24 +244,27 @@ def test_core_by_hand() -> None:
 
 def test_only_all_22_tasks_are_core() -> None:
     every = [answers_of(label, [True, False], task.baseline) for label, task in CORE_TASKS.items()]
-    whole, without = core_result(every, 0), core_result(every[:-1], 0)
+    whole, without = core_result(every), core_result(every[:-1])
     assert (whole["name"], whole["missing"]) == ("CORE", [])
     assert (without["name"], without["missing"]) == ("CORE-21", ["bigbench_language_identification"])
     assert whole["score"] == pytest.approx(sum((0.5 - 0.01 * task.baseline) / (1 - 0.01 * task.baseline) for task in CORE_TASKS.values()) / 22)
     assert len(CORE_TASKS) == 22 and {task.kind for task in CORE_TASKS.values()} == set(TEMPLATES)
 
 
-def test_the_interval_is_that_of_rows_drawn_anew() -> None:
-    rights = [np.arange(40) < 30, np.arange(10) < 3]
+def test_the_interval_is_near_that_of_rows_drawn_anew() -> None:
+    rights = [np.arange(400) < 300, np.arange(100) < 30]
     draws, means = np.random.default_rng(1), []
     for _ in range(4000):
         accuracies = [row[draws.integers(0, len(row), len(row))].mean() for row in rights]
         means.append(((accuracies[0] - 0.25) / 0.75 + accuracies[1]) / 2)
-    low, high = bootstrap([(0.75, 40, 25.0), (0.3, 10, 0.0)], 7)
-    assert (low, high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.02)
-    assert bootstrap([(0.75, 40, 25.0), (0.3, 10, 0.0)], 7) == (low, high)
-    fine = [(0.7513, 4001, 25.0), (0.3, 997, 0.0)]
-    assert bootstrap(fine, 7) == bootstrap(fine, 7) != bootstrap(fine, 8)
+    found = core_result([answers_of(label, rows.tolist(), baseline) for label, rows, baseline in zip(("piqa", "squad"), rights, (25.0, 0.0), strict=True)])
+    assert found["interval"] == pytest.approx(np.quantile(means, [0.025, 0.975]).tolist(), abs=0.005)
+
+
+def test_tasks_that_are_all_wrong_are_no_certainty() -> None:
+    """Rows drawn anew from wrong ones are wrong each time: an interval of no width."""
+    found = core_result([answers_of(label, [False] * 20, 0.0) for label in ("squad", "coqa")])
+    assert found["score"] == 0 and found["interval"] == [0.0, pytest.approx(wilson(0, 20)[1] / math.sqrt(2))]
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------

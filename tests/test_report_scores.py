@@ -123,18 +123,30 @@ def test_phases_and_runs_are_compared_on_the_same_questions(tmp_path: Path) -> N
     earlier = answered(score(tmp_path, "second", "mid", "mmlu", second["run_manifests"][1]), right["first"])
     markdown = pages(with_scores(together(first, second), earlier))[0]
     assert "| MMLU | first, SFT | second, SFT | 20 | +0.5000 |" in markdown and "| 0.0020 (better) |" in markdown
-    assert "| MMLU | MID, second | SFT, second | 20 | +0.5000 |" in markdown
-    assert "| bits per byte | first, SFT | second, SFT | 20 | -0.1000 | -0.1000 to -0.1000 | 0.0002 (better) |" in markdown
-    assert "ARC-Easy | first, SFT" not in markdown  # no answers to single rows are there
+    assert "| MMLU | second, MID | second, SFT | 20 | +0.5000 |" in markdown
+    for phase in ("BASE", "SFT"):
+        rows = table(markdown[markdown.index(f"{phase}: runs against first") :], "| Task | From | To |")
+        assert rows["bits per byte"] == [f"first, {phase}", f"second, {phase}", "20", "-0.1000", "-0.1000 to -0.1000", "\\< 0.0001 (better)"]
+    assert "ARC-Easy | first, SFT" not in markdown
+    assert "- Not compared: ARC-Challenge of first SFT and second SFT, " in markdown and "no answers to single rows beside a score" in markdown
 
 
 def test_answers_to_different_versions_or_rows_are_not_compared_and_damage_is_named(tmp_path: Path) -> None:
     files = [finished_run(tmp_path, run) for run in ("first", "second")]
     paths = [answered(score(tmp_path, run, "sft", "mmlu", of["run_manifests"][2]), [True, False]) for run, of in zip(("first", "second"), files, strict=True)]
-    assert "On the same questions" in pages(together(*files))[0]
-    write_json(paths[1], {**json.loads(paths[1].read_text()), "version": "2"})
-    assert "On the same questions" not in pages(together(*files))[0]
-    write_json(paths[1], {**json.loads(paths[1].read_text()), "version": "1"})
+
+    def said(*changes: dict[str, object]) -> str:
+        for path, change in zip(paths, changes, strict=True):
+            write_json(path, {**json.loads(path.read_text()), **change})
+        return str(comparison_section(inputs_of(together(*files)), 0.0))
+
+    assert "Cell(text='first, SFT', note='')" in said({}, {}) and "MMLU of first" not in said({}, {})
+    other = said({}, {"version": "2", "settings": {"form": "chat"}})
+    assert "'first, SFT'" not in other and "Not compared: MMLU of first SFT and second SFT: graded by versions 1 and 2 of the task" in other
+    assert "Cell(text='MMLU', note='other form: text and chat')" in said({"version": "2", "settings": {"form": "text"}}, {})
+    paths[1].with_suffix(".items.jsonl").unlink()
+    assert "sft/mmlu.items.jsonl is gone, though the score names it; delete" in said({}, {})
+    answered(paths[1], [True, False])
     paths[0].with_suffix(".items.jsonl").write_text('{"index": 0, "right": true}\n{"ind')
     with pytest.raises(UserError, match=r"mmlu\.items\.jsonl: not the answers to a task"):
         comparison_section(inputs_of(together(*files)), 0.0)

@@ -10,8 +10,8 @@ import pytest
 
 from nanochat.eval.bpb import TextLoss
 from nanochat.eval.chatcore import BASELINES, CHATCORE, centred, chatcore
-from nanochat.eval.intervals import bootstrap, bootstrap_means, wilson
-from nanochat.eval.paired import compare_items, mcnemar_exact
+from nanochat.eval.intervals import bootstrap, bootstrap_means, interval_of_mean, newcombe, wilson
+from nanochat.eval.paired import compare_items, mcnemar_exact, sign_flips
 from nanochat.eval.results import Sampled, pass_metrics, score_of_rows
 from nanochat.tasks import TASKS
 
@@ -35,12 +35,19 @@ def test_pass_at_k_refuses_what_is_no_draw() -> None:
 
 def test_pass_metrics_grow_with_k_and_pass_at_1_is_the_mean() -> None:
     rows = [Sampled(index, ["x"] * 6, [place < index % 4 for place in range(6)]) for index in range(20)]
-    metrics = pass_metrics(rows, seed=0)
+    metrics = pass_metrics(rows)
     assert list(metrics) == ["pass@1", "pass@2", "pass@4", "pass@6"]
     assert metrics["pass@1"]["score"] == pytest.approx(sum(sum(row.are_right) for row in rows) / 120)
     scores = [metric["score"] for metric in metrics.values()]
     assert scores == sorted(scores) and scores[-1] == 15 / 20
-    assert pass_metrics(rows, seed=0) == metrics != pass_metrics(rows, seed=1)
+    assert metrics["pass@6"]["interval"] == list(wilson(15, 20)), "a row is solved or not"
+
+
+@pytest.mark.parametrize("rights", [0, 6])
+def test_problems_that_are_all_solved_or_all_missed_leave_doubt(rights: int) -> None:
+    metrics = pass_metrics([Sampled(index, ["x"] * 6, [place < rights for place in range(6)]) for index in range(20)])
+    assert all(metric["interval"] == pytest.approx(wilson(20 * rights // 6, 20)) for metric in metrics.values())
+    assert metrics["pass@1"]["interval"][1] - metrics["pass@1"]["interval"][0] > 0.15
 
 
 # --- bootstrap -------------------------------------------------------------------------------------------------------
@@ -127,6 +134,13 @@ def test_the_interval_of_chatcore_holds_what_simulated_models_score() -> None:
     assert 0.92 <= held / 400 <= 0.98
 
 
+def test_tasks_with_no_right_answer_leave_their_doubt_in_the_mean() -> None:
+    """A mean of 0 of 20 alone is Wilson's, and of two such tasks the distance is divided by the root of 2."""
+    high = wilson(0, 20)[1]
+    assert interval_of_mean([0.0], [wilson(0, 20)]) == pytest.approx((0.0, high))
+    assert interval_of_mean([0.0, 0.0], [wilson(0, 20)] * 2) == pytest.approx((0.0, high / math.sqrt(2)))
+
+
 # --- the paired test -------------------------------------------------------------------------------------------------
 
 
@@ -144,15 +158,55 @@ def test_mcnemar_of_many_items_is_near_the_normal_approximation() -> None:
     assert mcnemar_exact(700, 800) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("table", "low", "high"),
+    [  # Altman et al., Statistics with Confidence (2000), table 6.2; Fagerland, Lydersen, Laake, Statistics in Medicine 33 (2014), of Bentur et al.
+        ((14, 5, 0, 22), 0.011, 0.226),
+        ((1, 1, 7, 12), -0.507, -0.026),
+    ],
+)
+def test_newcombes_interval_has_the_published_limits(table: tuple[int, int, int, int], low: float, high: float) -> None:
+    both, only_second, only_first, neither = table
+    assert newcombe(both, only_first, only_second, neither) == pytest.approx((low, high), abs=5e-4)
+    turned = newcombe(both, only_second, only_first, neither)
+    assert turned == pytest.approx((-high, -low), abs=5e-4)
+
+
+def test_the_interval_of_a_difference_is_never_sure_of_nothing() -> None:
+    assert newcombe(0, 0, 0, 20) == pytest.approx((-wilson(0, 20)[1], wilson(0, 20)[1])), "all wrong twice"
+    for table in ((10, 0, 0, 10), (20, 0, 0, 0), (0, 20, 0, 0)):
+        low, high = newcombe(*table)
+        assert -1 <= low < high <= 1 and high - low > 0.1
+
+
+def test_flipped_signs_agree_with_mcnemar_and_with_all_sign_patterns() -> None:
+    for only_first, only_second in ((2, 9), (40, 61), (5, 5)):
+        parts = np.repeat([-0.1, 0.1], [only_first, only_second])
+        assert sign_flips(parts, seed=0) == pytest.approx(mcnemar_exact(only_first, only_second), abs=0.02)
+    parts = np.array([0.5, -0.2, 0.9, 0.4, 0.1, 0.3, -0.35])
+    sums = np.array(list(itertools.product([-1, 1], repeat=len(parts)))) @ parts
+    assert sign_flips(parts, seed=0) == pytest.approx((np.abs(sums) >= parts.sum() - 1e-9).mean(), abs=0.02)
+    assert sign_flips(np.array([]), seed=0) == 1.0 and sign_flips(parts, seed=0) == sign_flips(parts, seed=0) != sign_flips(parts, seed=1)
+
+
+def test_two_rows_prove_nothing() -> None:
+    rows = [{"index": index, "score": 2.0, "bytes": 100} for index in range(2)]
+    found = compare_items(rows, [{**row, "score": 1.9} for row in rows])
+    assert found is not None and found.p == pytest.approx(0.5, abs=0.02) and not found.is_significant
+
+
 def judged(rights: str) -> list[dict[str, Any]]:
     return [{"index": place, "key": f"row {place}", "right": right == "1"} for place, right in enumerate(rights)]
 
 
 def test_two_models_are_compared_on_the_rows_that_both_answered() -> None:
     found = compare_items(judged("1100110000"), [*judged("1111111100")[::-1], {"index": 99, "key": "more", "right": True}])
-    assert found is not None and (found.n, found.first, found.second, found.only_first, found.only_second) == (10, 0.4, 0.8, 0, 4)
+    assert found is not None and (found.n, found.first, found.second) == (10, 0.4, 0.8) and found.remarks == ("10 rows in common of 10 and 11",)
     assert found.difference == pytest.approx(0.4) and found.p == 0.125 and not found.is_significant and found.interval[0] < 0.4 < found.interval[1]
     assert compare_items(judged("1"), [{"index": 5, "key": "other", "right": True}]) is None
+    again = [*judged("10"), *judged("10")]
+    twice = compare_items(again, again)
+    assert twice is not None and twice.n == 4 and twice.remarks == (), "rows of the same content count as often as they are asked"
 
 
 def test_a_paired_test_sees_what_two_intervals_hide() -> None:
@@ -168,7 +222,7 @@ def test_scores_that_are_no_proportions_are_compared_by_a_seeded_bootstrap() -> 
     first = [{"index": i, "key": str(i), "score": float(hard[i]), "bytes": int(sizes[i])} for i in range(80)]
     better = [{**item, "score": item["score"] - 0.02 + 0.01 * draws.normal()} for item in first]
     found = compare_items(first, better)
-    assert found is not None and found.method == "paired bootstrap" and found.interval[1] < 0 and found.p < 0.001
+    assert found is not None and found.interval[1] < 0 and found.p < 0.001
     assert found == compare_items(first, better) and found.difference == pytest.approx(-0.02, abs=0.005)
     same = compare_items(first, first)
     assert same is not None and same.p == 1.0 and same.difference == 0

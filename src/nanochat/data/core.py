@@ -3,7 +3,7 @@
 CORE is the mean over 22 tasks of accuracy above guessing (DCLM, arXiv 2406.11794). Only all of them together are called so.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -56,6 +56,13 @@ CORE_TASKS: dict[str, CoreTask] = {
         CoreTask("bigbench_language_identification", "multiple_choice", 10, 9.1),
     )
 }
+
+
+def core_name(labels: Collection[str]) -> str:
+    """What the mean over these tasks is called: CORE if they are all 22, CORE-14 or the like if not."""
+    return "CORE" if CORE_TASKS.keys() <= set(labels) else f"CORE-{len(labels)}"
+
+
 WHEEL_ROWS = {
     "hellaswag_zeroshot": 10_042,
     "jeopardy": 2_116,

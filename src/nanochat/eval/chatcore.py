@@ -4,19 +4,14 @@ centred = (score - baseline) / (1 - baseline), so that guessing is 0 and all rig
 SpellingBee, which trained models solve, adds about 0.167 alone.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
 
-if TYPE_CHECKING:
-    import numpy as np
+from nanochat.eval.intervals import Interval, interval_of_mean
 
 FIVE = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval")
 CHATCORE = {"ChatCORE-5": FIVE, "ChatCORE-6": (*FIVE, "spelling_bee")}
 BASELINES = {"arc_easy": 0.25, "arc_challenge": 0.25, "mmlu": 0.25}  # the others: 0
-Interval = tuple[float, float]
-Score = TypeVar("Score", float, "np.ndarray")
 
 
 @dataclass(frozen=True)
@@ -29,17 +24,13 @@ class ChatCore:
     lacking: tuple[str, ...] = ()  # tasks without a score
 
 
-def centred(score: Score, baseline: float) -> Score:
-    """0 for guessing, 1 for all right. Of a number, or of an array of them."""
+def centred(score: float, baseline: float) -> float:
+    """0 for guessing, 1 for all right."""
     return (score - baseline) / (1 - baseline)
 
 
 def chatcore(name: str, scores: Mapping[str, tuple[float | None, Interval | None]]) -> ChatCore:
-    """The mean over the task list `name`, of {task: (score, its 95% interval)}; not available unless every task has a score.
-
-    Its interval takes the tasks for independent: distances from each score to its limit are added as squares (the method of variance
-    estimates recovery), which keeps the skewness of Wilson's intervals near 0 and 1.
-    """
+    """The mean over the task list `name`, of {task: (score, its 95% interval)}; not available unless every task has a score."""
     tasks = CHATCORE[name]
     values: list[float] = []
     limits: list[Interval] = []
@@ -56,8 +47,4 @@ def chatcore(name: str, scores: Mapping[str, tuple[float | None, Interval | None
     if lacking:
         return ChatCore(None, None, "none of its tasks was scored" if len(lacking) == len(tasks) else f"no score of {', '.join(lacking)}", tuple(lacking))
     value = sum(values) / len(values)
-    if len(limits) < len(values):
-        return ChatCore(value, None, "")
-    below = math.sqrt(sum((middle - low) ** 2 for middle, (low, _) in zip(values, limits, strict=True))) / len(values)
-    above = math.sqrt(sum((high - middle) ** 2 for middle, (_, high) in zip(values, limits, strict=True))) / len(values)
-    return ChatCore(value, (value - below, value + above), "")
+    return ChatCore(value, interval_of_mean(values, limits) if len(limits) == len(values) else None, "")

@@ -1,16 +1,23 @@
-"""How sure a score is: Wilson's interval of a proportion, a seeded bootstrap of any other mean."""
+"""How sure a score is: closed forms for whatever is made of right and wrong answers, a seeded bootstrap for any other mean.
+
+A bootstrap of answers that are all wrong draws the same ones each time and is sure of 0, however few they are; the closed forms are not.
+"""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
+Interval = tuple[float, float]
 Z95 = 1.959963984540054  # standard normal quantile of 0.975
 RESAMPLES = 1000
 
 
-def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion: never outside 0..1, sensible for few rows and for 0 or n correct."""
+def wilson(correct: float, n: int, z: float = Z95) -> Interval:
+    """Wilson's score interval of a proportion: never outside 0..1, sensible for few rows and for 0 or n correct.
+
+    Of n values between 0 and 1 that add up to `correct` it is too wide rather than too narrow: none vary more around their mean than 0 and 1 do.
+    """
     if not 0 <= correct <= n or n == 0:
         raise ValueError(f"correct={correct} of n={n}: no proportion")
     p, square = correct / n, z * z
@@ -20,15 +27,40 @@ def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
     return (0.0 if correct == 0 else centre - half, 1.0 if correct == n else centre + half)
 
 
+def newcombe(both: int, only_first: int, only_second: int, neither: int) -> Interval:
+    """Of the difference of two proportions of the same rows, second less first: Wilson's intervals of both, squared and added, less what they share.
+
+    Method 10 of Newcombe, Statistics in Medicine 17 (1998), 2635-2650.
+    """
+    n, firsts, seconds = both + only_first + only_second + neither, both + only_first, both + only_second
+    first, second = firsts / n, seconds / n
+    (first_low, first_high), (second_low, second_high) = wilson(firsts, n), wilson(seconds, n)
+    spread = firsts * (n - firsts) * seconds * (n - seconds)
+    alike = both * neither - only_first * only_second
+    phi = (alike if alike < 0 else max(alike - n / 2, 0.0)) / math.sqrt(spread) if spread else 0.0
+
+    def distance(up: float, down: float) -> float:
+        return math.sqrt(max(0.0, up * up - 2 * phi * up * down + down * down))
+
+    difference = second - first
+    return difference - distance(second - second_low, first_high - first), difference + distance(second_high - second, first - first_low)
+
+
+def interval_of_mean(values: Sequence[float], intervals: Sequence[Interval]) -> Interval:
+    """Of the mean of independent values, from the interval of each: distances to the limits are added as squares.
+
+    The method of variance estimates recovery (Zou, Huang, Zhang, Computational Statistics & Data Analysis 53 (2009), 1080-1085), which keeps the
+    skewness of Wilson's intervals near 0 and 1.
+    """
+    mean = sum(values) / len(values)
+    below = math.sqrt(sum((value - low) ** 2 for value, (low, _) in zip(values, intervals, strict=True)))
+    above = math.sqrt(sum((high - value) ** 2 for value, (_, high) in zip(values, intervals, strict=True)))
+    return mean - below / len(values), mean + above / len(values)
+
+
 def numbers_of(seed: int) -> np.random.RandomState:
     """Random numbers of a seed; RandomState, because numpy promises that its numbers never change."""
     return np.random.RandomState(seed % (1 << 32))
-
-
-def middle(means: np.ndarray) -> tuple[float, float]:
-    """The middle 95 percent of resampled means."""
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def bootstrap_means(values: Sequence[float], weights: Sequence[float] | None = None, *, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
@@ -47,6 +79,7 @@ def bootstrap_means(values: Sequence[float], weights: Sequence[float] | None = N
     return means
 
 
-def bootstrap(values: Sequence[float], weights: Sequence[float] | None = None, *, seed: int) -> tuple[float, float]:
+def bootstrap(values: Sequence[float], weights: Sequence[float] | None = None, *, seed: int) -> Interval:
     """The middle 95 percent of the resampled means."""
-    return middle(bootstrap_means(values, weights, seed=seed))
+    low, high = np.percentile(bootstrap_means(values, weights, seed=seed), [2.5, 97.5])
+    return float(low), float(high)

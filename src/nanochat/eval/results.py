@@ -77,15 +77,15 @@ def parts_of(answered: Sequence[Answered], task: Task) -> dict[str, Any]:
     return found | ({"metrics": {name: proportion(rights) for name, rights in ways.items()}} if ways else {})
 
 
-def pass_metrics(sampled: Sequence[Sampled], *, seed: int) -> dict[str, Any]:
-    """pass@1, pass@2, pass@4 ... and pass@n, each with a bootstrap interval over the rows."""
+def pass_metrics(sampled: Sequence[Sampled]) -> dict[str, Any]:
+    """pass@1, pass@2, pass@4 ... and pass@n, each the mean of the rows' own and with Wilson's interval of so many rows."""
     n = len(sampled[0].are_right)
     ks = sorted({n, *(1 << power for power in range(n.bit_length()) if 1 << power <= n)})
     found = {}
     for k in ks:
         values = [pass_at(k, n, sum(row.are_right)) for row in sampled]
-        interval = list(bootstrap(values, seed=seed))
-        found[f"pass@{k}"] = {"score": math.fsum(values) / len(values), "n": len(values), "interval": interval, "interval_method": "bootstrap"}
+        total, rows = math.fsum(values), len(values)
+        found[f"pass@{k}"] = {"score": total / rows, "n": rows, "interval": list(wilson(total, rows)), "interval_method": "wilson"}
     return found
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from nanochat.config import PHASES
 from nanochat.eval.chatcore import CHATCORE
 from nanochat.eval.chatcore import chatcore as chatcore_of
-from nanochat.eval.paired import LOWER_IS_BETTER, Paired, compare_items, second_is_better, why_not_paired
+from nanochat.eval.paired import LOWER_IS_BETTER, Paired, compare_scores, second_is_better
 from nanochat.history import cost_of
 from nanochat.report import figures, text
 from nanochat.report.document import Block, Bullets, Cell, Figure, Figures, Fold, Heading, Paragraph, Section, Table, cells
@@ -18,10 +18,11 @@ from nanochat.report.summary import last_phases, metric_name, money_cell, of_pha
 from nanochat.report.text import ABSENT
 
 MOST_DRAWN = 8  # runs in the bars; the table has all
+MOST_COMPARED = 20  # rows of a table that is not folded
 PAIRED = (
-    "Both models were asked the same rows. The difference is between their scores, with its 95% interval; p is the chance of so uneven a change if both were "
-    "equally good, of McNemar's exact test where answers are right or wrong, of a seeded bootstrap elsewhere. Of many comparisons one in twenty falls below "
-    "0.05 by luck alone."
+    "Both models were asked the same rows. The difference is between their scores on these, with its 95% interval; p is the chance of so uneven a change "
+    "if both were equally good: McNemar's exact test where answers are right or wrong, flipped signs for bits per byte and CORE. Of many comparisons one in "
+    "twenty falls below 0.05 by luck alone. Small print says what was not the same for both."
 )
 
 
@@ -78,59 +79,54 @@ def _bars_of_runs(scores: Mapping[tuple[str, str], Score], runs: Sequence[str]) 
 # --- the same questions ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two models on the rows of a task that both were asked."""
-
-    first: Score
-    second: Score
-    test: Paired
+Groups = dict[str, list[tuple[Score, Score]]]  # caption of a table -> which scores it compares
 
 
-def compared(first: Score, second: Score) -> Pair | None:
-    """The paired test of two scores; None where they have none, or the answers to single rows are gone."""
-    if why_not_paired(first.content, second.content):
-        return None
-    test = compare_items(first.items(), second.items())
-    return Pair(first, second, test) if test else None
-
-
-def _pairs(inputs: Inputs) -> Iterable[tuple[Score, Score]]:
-    """Each run's last phase against that of the first run, then each phase against the one before it."""
-    last = last_phases(inputs)
-    first, *others = inputs.runs or ("",)
-    for run in others:
-        ours, theirs = of_phase(inputs.run_scores(first), last[first] or ""), of_phase(inputs.run_scores(run), last[run] or "")
-        yield from ((ours[task], theirs[task]) for task in ordered(ours.keys() & theirs.keys()))
-    for run in inputs.runs:
-        scores = inputs.run_scores(run)
+def _groups(inputs: Inputs) -> Groups:
+    """Each run against the first in every phase that both have, then each phase of a run against the one before it."""
+    groups: Groups = {}
+    first, *others = [inputs.run_scores(run) for run in inputs.runs]
+    for phase in PHASES:
+        for other in others:
+            ours, theirs = of_phase(first, phase), of_phase(other, phase)
+            pairs = [(ours[task], theirs[task]) for task in ordered(ours.keys() & theirs.keys())]
+            groups.setdefault(f"{phase.upper()}: runs against {inputs.runs[0]}", []).extend(pairs)
+    for scores in (first, *others):
         for task in ordered({task for _, task in scores}):
             phases = [phase for phase in PHASES if (phase, task) in scores]
-            yield from ((scores[before, task], scores[after, task]) for before, after in pairwise(phases))
+            pairs = [(scores[before, task], scores[after, task]) for before, after in pairwise(phases)]
+            groups.setdefault("Phases against the phase before", []).extend(pairs)
+    return groups
 
 
 def _paired_tests(inputs: Inputs) -> list[Block]:
-    pairs = [pair for first, second in _pairs(inputs) if (pair := compared(first, second))]
-    if not pairs:
-        return []
-    between = [pair for pair in pairs if pair.first.run != pair.second.run]
-    within = [pair for pair in pairs if pair.first.run == pair.second.run]
-    blocks: list[Block] = [Heading("On the same questions"), Paragraph(PAIRED)]
-    for found, caption in ((between, f"Runs against {inputs.runs[0]}"), (within, "Phases against the phase before")):
-        if found:
-            table = Table(("Task", "From", "To", "Questions", "Difference", "95% interval", "p"), tuple(map(_pair_row, found)), caption, text_columns=3)
-            blocks.append(Fold(f"{caption}: {len(found)} comparisons", (table,)) if len(found) > 20 else table)
-    return blocks
+    tables: list[Block] = []
+    without: dict[str, list[str]] = {}
+    for caption, scores in (_groups(inputs) if inputs.runs else {}).items():
+        rows = []
+        for first, second in scores:
+            if first.value is None or second.value is None:
+                continue  # the summary says why
+            test = compare_scores((first.path, first.content), (second.path, second.content))
+            if isinstance(test, str):
+                models = [f"{score.run} {score.phase.upper()}" for score in (first, second)]
+                without.setdefault(test, []).append(f"{title(first.task)} of {' and '.join(models)}")
+            else:
+                rows.append(_pair_row(first, second, test))
+        if rows:
+            table = Table(("Task", "From", "To", "Questions", "Difference", "95% interval", "p"), tuple(rows), caption, text_columns=3)
+            tables.append(Fold(f"{caption}: {len(rows)} comparisons", (table,)) if len(rows) > MOST_COMPARED else table)
+    said = [Bullets(tuple(f"Not compared: {text.listed(names, 3)}: {why}." for why, names in without.items()), "missing")] if without else []
+    return [Heading("On the same questions"), *([Paragraph(PAIRED)] if tables else []), *tables, *said] if tables or said else []
 
 
-def _pair_row(pair: Pair) -> tuple[Cell, ...]:
-    several = pair.first.run != pair.second.run
-    names = [f"{score.run}, {score.phase.upper()}" if several else f"{score.phase.upper()}, {score.run}" for score in (pair.first, pair.second)]
-    test = pair.test
+def _pair_row(first: Score, second: Score, test: Paired) -> tuple[Cell, ...]:
     p = "< 0.0001" if test.p < 0.0001 else f"{test.p:.4f}"
     interval = f"{test.interval[0]:+.4f} to {test.interval[1]:+.4f}"
-    note = ("better" if second_is_better(pair.first.task, test.difference) else "worse") if test.is_significant else ""
-    return cells(name_of(pair.first), *names, text.count(test.n), f"{test.difference:+.4f}", interval, Cell(p, note))
+    note = ("better" if second_is_better(first.task, test.difference) else "worse") if test.is_significant else ""
+    task = Cell(test.name or title(first.task), "; ".join(test.remarks))
+    models = (f"{score.run}, {score.phase.upper()}" for score in (first, second))
+    return cells(task, *models, text.count(test.n), f"{test.difference:+.4f}", interval, Cell(p, note))
 
 
 # --- what others published -------------------------------------------------------------------------------------------

@@ -92,20 +92,6 @@ class Score:
     unavailable: str | None
     content: dict[str, Any]
 
-    def items(self) -> list[dict[str, Any]]:
-        """The answers to single rows; empty where they were not kept."""
-        name = self.content.get("items")
-        file = self.path.parent / name if isinstance(name, str) else None
-        if file is None or not file.is_file():
-            return []
-        try:
-            lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except ValueError as error:
-            raise UserError(f"{file}: not the answers to a task ({error}); delete it and {self.path}, and run the evaluation again") from None
-        if not all(isinstance(line, dict) and "index" in line for line in lines):
-            raise UserError(f"{file}: not the answers to a task (a line without index); delete it and {self.path}, and run the evaluation again")
-        return lines
-
 
 @dataclass(frozen=True)
 class Inputs:

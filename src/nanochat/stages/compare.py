@@ -4,22 +4,21 @@ reads   results/RUN/scores/PHASE/TASK.json of both and the items beside them; no
 writes  a table on the terminal
 
 For each task: the rows that both answered, both scores on them, the difference (second less first) with its 95% interval, and p, the chance of
-a difference at least so large between equal models: McNemar's exact test for right and wrong answers, a seeded bootstrap of the paired
-differences for other scores. Lower is better for bpb. Of twenty tasks one is below p = 0.05 by chance.
+a difference at least so large between equal models: McNemar's exact test for right and wrong answers, flipped signs for bpb and CORE. CORE is
+over the tasks that both were asked alike. Lower is better for bpb. Of twenty tasks one is below p = 0.05 by chance. Below the table stands
+what was not the same for both: how they were asked, which rows.
 
 by hand: nanochat compare d4/mid d4/sft --task gsm8k
 """
 
-import json
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from nanochat.artifacts import read_json
 from nanochat.config import PHASES
 from nanochat.errors import UserError
-from nanochat.eval.paired import Paired, compare_items, second_is_better, why_not_paired
+from nanochat.eval.paired import Paired, Scored, compare_scores, second_is_better
 from nanochat.stages.common import stage_parser
 
 HEADER = ("task", "rows", "first", "second", "difference", "95% interval", "p", "")
@@ -34,9 +33,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help="default: results")
     flags = parser.parse_args(arguments)
     folders = [scores_of(flags.results, model) for model in (flags.first, flags.second)]
-    rows = [row_of(task, folders) for task in _tasks(folders, flags)]
+    found = {task: compare_scores(*(_scored(folder / f"{task}.json") for folder in folders)) for task in _tasks(folders, flags)}
     print(f"first: {flags.first}, second: {flags.second}\n")
-    print(table([HEADER, *rows]))
+    print(table([HEADER, *(row_of(task, test) for task, test in found.items())]))
+    if remarks := [f"{task}: {remark}" for task, test in found.items() if isinstance(test, Paired) for remark in test.remarks]:
+        print("\n" + "\n".join(remarks))
 
 
 def scores_of(results: Path, model: str) -> Path:
@@ -62,26 +63,20 @@ def _tasks(folders: Sequence[Path], flags: Namespace) -> list[str]:
     return list(dict.fromkeys(flags.task)) if flags.task else both
 
 
-def row_of(task: str, folders: Sequence[Path]) -> tuple[str, ...]:
+def _scored(path: Path) -> Scored:
+    content = read_json(path)
+    if not isinstance(content, dict) or not {"task", "score"} <= content.keys():
+        raise UserError(f"{path}: not a score; delete it, or compare another task with --task")
+    return path, content
+
+
+def row_of(task: str, found: Paired | str) -> tuple[str, ...]:
     """One line of the table; where the two cannot be compared it says why."""
-    scores = [read_json(folder / f"{task}.json") for folder in folders]
-    why = why_not_paired(*scores)
-    found = None if why else compare_items(*(_items(folder, score) for folder, score in zip(folders, scores, strict=True)))
-    if found is None:
-        return (task, *[""] * (len(HEADER) - 2), why or "they have no row in common")
+    if isinstance(found, str):
+        return (task, *[""] * (len(HEADER) - 2), found)
     low, high = found.interval
     numbers = (f"{found.first:.4f}", f"{found.second:.4f}", f"{found.difference:+.4f}", f"{low:+.4f} to {high:+.4f}", p_text(found.p))
-    return (task, f"{found.n:,}", *numbers, verdict(task, found))
-
-
-def _items(folder: Path, score: dict[str, Any]) -> list[dict[str, Any]]:
-    file = folder / Path(score["items"]).name
-    try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
-        raise UserError(f"{file}: missing, though the score names it; delete {folder / score['task']}.json and evaluate it again") from None
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON lines ({error}); delete {folder / score['task']}.json and evaluate it again") from None
+    return (found.name or task, f"{found.n:,}", *numbers, verdict(task, found))
 
 
 def p_text(p: float) -> str:

@@ -51,7 +51,7 @@ def ask_core(model: GPT, tokenizer: Tokenizer, config: EvaluateStage, data: list
         if is_main:
             done.append(_told(Answers(task, rows, time.monotonic() - begun)))
     if is_main:
-        found.result = core_result(done, config.seed)
+        found.result = core_result(done)
         found.items = [item for answers in done for item in _items(answers, config)]
         _tell(found.result, sources, context)
     return found
@@ -69,7 +69,8 @@ def _answered(model: GPT, tokenizer: Tokenizer, task: IclTask, config: EvaluateS
 def _items(answers: Answers, config: EvaluateStage) -> list[dict[str, Any]]:
     """Lines of the items file: rows are the same for two models where their `key` is."""
     task = answers.task
-    keys = [f"{task.label}/{task.sha256[:16]}/{config.limit or 'all'}/{index}" for index in range(len(answers.rows))]
+    limit = config.limit if len(answers.rows) < len(task.rows) else "all"  # examples are taken from the rows that are asked
+    keys = [f"{task.label}/{task.sha256[:16]}/{limit}/{index}" for index in range(len(answers.rows))]
     return [
         {"index": index, "key": key, "right": row["right"], "answer": row.get("choice")}
         for index, (key, row) in enumerate(zip(keys, answers.rows, strict=True))

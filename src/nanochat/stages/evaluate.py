@@ -288,7 +288,7 @@ def _asked(asking: Asking, task: Task, engine: Engine, form: Form) -> tuple[dict
     answered = [Answered(index, questions[index], row["answer"], row["right"], row["cut"]) for index, row in enumerate(found)]
     result = score_of(answered, task)
     if sampled:
-        result["metrics"] = {**result.get("metrics", {}), **pass_metrics(sampled, seed=config.seed)}
+        result["metrics"] = {**result.get("metrics", {}), **pass_metrics(sampled)}
     return result, items_of(answered, keys.__getitem__, sampled), reused
 
 

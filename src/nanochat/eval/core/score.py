@@ -7,15 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from nanochat.data.core import CORE_TASKS
+from nanochat.data.core import CORE_TASKS, core_name
 from nanochat.eval.chatcore import centred
 from nanochat.eval.core.bundle import IclTask
 from nanochat.eval.core.prompts import item_of
 from nanochat.eval.core.scoring import CPU_BATCH_TOKENS, NotFiniteError, batches, score_items
-from nanochat.eval.intervals import middle, numbers_of, wilson
-from nanochat.eval.paired import RESAMPLES
+from nanochat.eval.intervals import interval_of_mean, wilson
 from nanochat.eval.results import NotAvailableError
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
@@ -56,17 +53,19 @@ def ask_rows(
                 keep(one.index, one.to_dict())
 
 
-def core_result(answers: Sequence[Answers], seed: int) -> dict[str, Any]:
+def core_result(answers: Sequence[Answers]) -> dict[str, Any]:
     """The score file's part of all tasks together."""
     tasks = [_task_result(answer) for answer in answers]
     labels = [task["label"] for task in tasks]
     missing = [label for label in CORE_TASKS if label not in labels]
+    values = [task["centered"] for task in tasks]
+    limits = [(centred(task["interval"][0], task["baseline"]), centred(task["interval"][1], task["baseline"])) for task in tasks]
     return {
-        "score": sum(task["centered"] for task in tasks) / len(tasks),
-        "name": "CORE" if not missing else f"CORE-{len(tasks)}",
+        "score": sum(values) / len(values),
+        "name": core_name(labels),
         "n": sum(task["n"] for task in tasks),
-        "interval": list(bootstrap([(task["accuracy"], task["n"], answer.task.baseline) for task, answer in zip(tasks, answers, strict=True)], seed)),
-        "interval_method": "bootstrap",
+        "interval": list(interval_of_mean(values, limits)),
+        "interval_method": "wilson, squared and added",
         "prompts_cut": sum(row["cut"] for answer in answers for row in answer.rows),
         "tasks": tasks,
         "missing": missing,
@@ -86,14 +85,3 @@ def _task_result(answer: Answers) -> dict[str, Any]:
         "centered": task.centered(right / n),
         "seconds": round(answer.seconds, 3),
     }
-
-
-def bootstrap(tasks: Sequence[tuple[float, int, float]], seed: int) -> tuple[float, float]:
-    """95% interval of the mean of centered accuracies: (accuracy, rows, percent by guessing) of each task, rows drawn anew within each.
-
-    Drawing n right or wrong rows with replacement is drawing from a binomial distribution.
-    """
-    draw, total = numbers_of(seed), np.zeros(RESAMPLES)
-    for accuracy, n, baseline in tasks:
-        total += centred(draw.binomial(n, accuracy, RESAMPLES) / n, 0.01 * baseline)
-    return middle(total / len(tasks))
