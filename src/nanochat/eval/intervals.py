@@ -13,11 +13,8 @@ Z95 = 1.959963984540054  # standard normal quantile of 0.975
 RESAMPLES = 1000
 
 
-def wilson(correct: float, n: int, z: float = Z95) -> Interval:
-    """Wilson's score interval of a proportion: never outside 0..1, sensible for few rows and for 0 or n correct.
-
-    Of n values between 0 and 1 that add up to `correct` it is too wide rather than too narrow: none vary more around their mean than 0 and 1 do.
-    """
+def wilson(correct: float, n: float, z: float = Z95) -> Interval:
+    """Wilson's score interval of a proportion: never outside 0..1, sensible for few rows and for 0 or n correct."""
     if not 0 <= correct <= n or n == 0:
         raise ValueError(f"correct={correct} of n={n}: no proportion")
     p, square = correct / n, z * z
@@ -25,6 +22,19 @@ def wilson(correct: float, n: int, z: float = Z95) -> Interval:
     half = z / (1 + square / n) * math.sqrt(p * (1 - p) / n + square / (4 * n * n))
     # at the ends the formula gives exactly 0 and 1, rounding errors aside
     return (0.0 if correct == 0 else centre - half, 1.0 if correct == n else centre + half)
+
+
+def wilson_of_mean(values: Sequence[float], most: int) -> Interval:
+    """Of the mean of shares between 0 and 1: Wilson's, of as many right and wrong answers as would vary as the shares do around their mean.
+
+    One to `most` for each share; one where all are 0 or all are 1, since then nothing tells. After Korn, Graubard, Survey Methodology 24 (1998), 193-201.
+    """
+    n, mean = len(values), math.fsum(values) / len(values)
+    answers = 1.0
+    if n > 1 and 0 < mean < 1:
+        variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
+        answers = min(most, max(1.0, mean * (1 - mean) / variance)) if variance else most
+    return wilson(mean * n * answers, n * answers)
 
 
 def newcombe(both: int, only_first: int, only_second: int, neither: int) -> Interval:

@@ -65,7 +65,7 @@ def compare_scores(first: Scored, second: Scored) -> Paired | str:
         if not file.is_file():
             return f"{file} is gone, though the score names it; delete {path} and evaluate it again"
         items.append(read_items(file, path))
-    found = _compare_core(contents, items) if contents[0]["task"] == "core" else compare_items(*items)
+    found = _compare_core(contents, items) if contents[0].get("task") == "core" else compare_items(*items)
     if found is None:
         return "they have no row in common"
     return found if isinstance(found, str) else replace(found, remarks=(*found.remarks, *_ways(*contents)))

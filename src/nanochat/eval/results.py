@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat.eval.bpb import TextLoss
-from nanochat.eval.intervals import bootstrap, wilson
+from nanochat.eval.intervals import bootstrap, wilson, wilson_of_mean
 from nanochat.tasks.base import Task, answer_text
 from nanochat.tasks.draw import pass_at
 
@@ -78,14 +78,14 @@ def parts_of(answered: Sequence[Answered], task: Task) -> dict[str, Any]:
 
 
 def pass_metrics(sampled: Sequence[Sampled]) -> dict[str, Any]:
-    """pass@1, pass@2, pass@4 ... and pass@n, each the mean of the rows' own and with Wilson's interval of so many rows."""
+    """pass@1, pass@2, pass@4 ... and pass@n, each the mean of the rows' own."""
     n = len(sampled[0].are_right)
     ks = sorted({n, *(1 << power for power in range(n.bit_length()) if 1 << power <= n)})
     found = {}
     for k in ks:
         values = [pass_at(k, n, sum(row.are_right)) for row in sampled]
-        total, rows = math.fsum(values), len(values)
-        found[f"pass@{k}"] = {"score": total / rows, "n": rows, "interval": list(wilson(total, rows)), "interval_method": "wilson"}
+        interval = list(wilson_of_mean(values, n // k))  # n answers hold so many draws of k that share none
+        found[f"pass@{k}"] = {"score": math.fsum(values) / len(values), "n": len(values), "interval": interval, "interval_method": "wilson"}
     return found
 
 
