@@ -280,15 +280,26 @@ def test_stage_scores_letters_and_identity(workshop: Workshop, questions: ArcEas
     assert workshop.score({"task": "identity", "limit": 3, "max_new_tokens": 4}, "--data", "--tokens")["score"] == 0.0
 
 
-def test_stage_says_what_protected_the_machine_from_generated_programs(workshop: Workshop) -> None:
+def test_stage_says_what_protected_the_machine_when_the_programs_ran(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers can have been graded on another machine, here one without seccomp."""
     from task_rows import HUMAN
+
+    from nanochat import sandbox
 
     data = workshop.folder / "humaneval"
     data.mkdir()
     (data / "test.jsonl").write_text(json.dumps(HUMAN) + "\n")
     write_manifest(data / "manifest.json", stage="fetch", config={"source": "humaneval"}, inputs={}, outputs=["test.jsonl"], counts={})
-    content = workshop.score({"task": "humaneval", "max_new_tokens": 8}, "--data", data / "manifest.json")
-    assert content["score"] == 0.0 and "limits on time" in content["settings"]["protection"]["held"][0]
+    config = {"task": "humaneval", "max_new_tokens": 8}
+    with monkeypatch.context() as patch:
+        patch.setattr(sandbox, "ONE_PROCESS", False)
+        first = workshop.score(config, "--data", data / "manifest.json")
+    assert first["score"] == 0.0 and first["programs"] == {"failed": 1} and "limits on time" in first["settings"]["protection"]["held"][0]
+    again = workshop.score({**config, "samples": 2}, "--data", data / "manifest.json")
+    assert again["settings"]["protection"] == first["settings"]["protection"] and again["sampled_programs"] == {"failed": 2}
+    assert any("seccomp" in text for text in again["settings"]["protection"]["missing"])
+    late = {**again, "prompts_cut": 4, "programs": {"cpu": 2, "failed": 9, "timeout": 1}}
+    assert ", 4 prompts cut to the context, 3 programs were out of time, " in evaluate.summary(late)
 
 
 def test_stage_reports_what_it_cannot_score(workshop: Workshop, questions: ArcEasy) -> None:

@@ -177,7 +177,7 @@ def test_gsm8k_solutions_become_tool_calls() -> None:
 
 @pytest.mark.parametrize(("answer", "right"), [("    return a + b\n", True), ("```python\ndef add(a, b):\n    while True: pass\n```", False)])
 def test_humaneval_runs_the_tests(answer: str, right: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nanochat.tasks.humaneval.TIMEOUT_S", 1.5)
+    monkeypatch.setattr("nanochat.tasks.humaneval.CPU_S", 1.0)
     task = HumanEval("test", files=[jsonl(tmp_path / "rows.jsonl", [HUMAN])])
     assert task.unavailable() is None
     assert task.grade(0, answer) is right

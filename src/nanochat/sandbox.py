@@ -1,8 +1,10 @@
 """Runs programs that a model wrote, each in a fresh Python process that can do little harm.
 
 Always: an empty environment and working folder, no stdin, limits on time, memory, file size and processes, output capped,
-and everything the program started is killed at its end. Where the system grants it (Linux with namespaces): no network, its
-own process table, every file read-only. `protection()` says which of these hold here; scores carry it.
+and everything the program started is killed at its end. Where the system grants it: no network, its own process table, every
+file read-only (Linux with namespaces), and one process that cannot make others (Linux with seccomp), so that its limit of memory
+is the limit of all that it takes; the small memory disk and the buffers of its open files, some 100 MB, come on top.
+An execution says which of these held; scores carry it.
 
 Not promised: a program can read files that its user can read, and one that is written to find the password in its own
 process can claim to have passed. It is a fence around clumsy code, not a prison for an attacker.
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,13 +28,16 @@ from typing import Any, Literal
 CHILD = Path(__file__).with_name("sandbox_child.py")
 MEMORY_MEGABYTES = 512
 DISK_MEGABYTES = 16
-PROCESSES = 16
+PROCESSES = 16  # and threads, which count as processes
+ONE_PROCESS = True  # False: as on a system without seccomp
+WALL_S = 30.0  # by the clock: far more than the seconds of computing, for a program on a busy machine
 OUTPUT_KEPT_BYTES = 64 << 10
 OUTPUT_MAX_BYTES = 1 << 20  # a program that writes more is ended
 REPORT_MAX_BYTES = 4 << 10  # of the child, a few words; a program that finds the way it is sent and writes to it is ended too
 GRACE_S = 5.0  # start-up and clean-up, on top of the program's own time
 PROTECTIONS = {
     "limits": f"limits on time, memory ({MEMORY_MEGABYTES} MB of each process), size of each file ({DISK_MEGABYTES} MB) and processes ({PROCESSES})",
+    "calls": f"one process and its threads, so {MEMORY_MEGABYTES} MB in all: the kernel refuses it others, and memory outside of it (seccomp)",
     "network": "no network (own network namespace)",
     "processes": "sees and signals its own processes only (own process namespace)",
     "files": "file system read-only but for a small memory disk (own mount namespace)",
@@ -39,11 +45,15 @@ PROTECTIONS = {
 }
 
 
+# cpu: it used up its computing time; timeout: the time by the clock, which can be the fault of a machine that is very busy
+Outcome = Literal["passed", "failed", "cpu", "timeout", "memory", "output"]
+
+
 @dataclass(frozen=True)
 class Execution:
     """What became of a program. `passed`: it ran to its last line without an exception and without leaving early."""
 
-    outcome: Literal["passed", "failed", "timeout", "memory", "output"]
+    outcome: Outcome
     output: str
     granted: tuple[str, ...]  # keys of PROTECTIONS that held
     seconds: float
@@ -53,8 +63,8 @@ class Execution:
         return self.outcome == "passed"
 
 
-def run(program: str, *, timeout_s: float = 5.0) -> Execution:
-    """Run `program`, the text of a Python module, and say how it ended."""
+def run(program: str, *, cpu_s: float = 5.0, wall_s: float = WALL_S) -> Execution:
+    """Run `program`, the text of a Python module, for at most `cpu_s` of computing and `wall_s` by the clock, and say how it ended."""
     started = time.monotonic()
     password = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="nanochat-sandbox-", ignore_cleanup_errors=True) as folder:
@@ -62,24 +72,28 @@ def run(program: str, *, timeout_s: float = 5.0) -> Execution:
             "program": program,
             "password": password,
             "folder": folder,
-            "timeout_s": timeout_s,
+            "cpu_s": cpu_s,
+            "wall_s": wall_s,
+            "one_process": ONE_PROCESS,
             "memory_megabytes": MEMORY_MEGABYTES,
             "disk_megabytes": DISK_MEGABYTES,
             "processes": PROCESSES,
         }
-        output, report = _supervise(json.dumps(request).encode(), folder, timeout_s + GRACE_S)
+        output, report = _supervise(json.dumps(request).encode(), folder, wall_s + GRACE_S)
     first = report[:REPORT_MAX_BYTES].decode(errors="replace").split("\n")[0]
     granted = tuple(json.loads(first)) if first.startswith("[") else ()
     text = output[:OUTPUT_KEPT_BYTES].decode(errors="replace")
     return Execution(_outcome(report, password, output, text), text, granted, time.monotonic() - started)
 
 
-def _outcome(report: bytes, password: str, output: bytes, text: str) -> Literal["passed", "failed", "timeout", "memory", "output"]:
+def _outcome(report: bytes, password: str, output: bytes, text: str) -> Outcome:
     if len(output) > OUTPUT_MAX_BYTES or len(report) > REPORT_MAX_BYTES:
         return "output"
     lines = report.decode(errors="replace").split("\n")[1:]
     if password in lines:
         return "passed"
+    if "cpu" in lines:
+        return "cpu"
     if "timeout" in lines or "ended" not in lines:
         return "timeout"
     return "memory" if text.rstrip().rsplit("\n", 1)[-1].startswith("MemoryError") else "failed"
@@ -144,11 +158,10 @@ def unavailable() -> str | None:
     return None if probe.passed else f"the sandbox does not work here: a harmless program ended with {probe.outcome} {probe.output.strip()[-200:]!r}"
 
 
-def protection() -> dict[str, Any]:
-    """Which protections hold on this machine, for the record of a score."""
-    granted = _probe().granted if hasattr(os, "fork") else ()
+def protection(held: Collection[str]) -> dict[str, Any]:
+    """Protections in words, for the record of a score; `held` are keys of PROTECTIONS."""
     return {
-        "held": [text for key, text in PROTECTIONS.items() if key in granted],
-        "missing": [text for key, text in PROTECTIONS.items() if key not in granted],
+        "held": [text for key, text in PROTECTIONS.items() if key in held],
+        "missing": [text for key, text in PROTECTIONS.items() if key not in held],
         "note": "programs can read what their user can read; a fence around clumsy code, not a prison for an attacker",
     }

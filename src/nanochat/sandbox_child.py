@@ -1,8 +1,8 @@
 """The inside of the sandbox: run by sandbox.py as `python -I sandbox_child.py FD`, never imported.
 
 Three processes: the launcher enters new namespaces; the keeper (first process of the new process namespace) hides the file
-system, watches the clock and never runs foreign code; the worker gives up every privilege and runs the program.
-When the keeper ends, the kernel kills whatever the program has started. Each protection is tried by itself, and those
+system, watches the clock and never runs foreign code; the worker gives up every privilege, and the system calls of
+`REFUSED_CALLS`, and runs the program. When the keeper ends, the kernel kills whatever the program has started. Each protection is tried by itself, and those
 that the system grants are reported through FD, since kernels and containers differ in what they allow.
 """
 
@@ -10,10 +10,13 @@ that the system grants are reported through FD, since kernels and containers dif
 # ruff: noqa: PTH111, PTH112, PTH120, PTH123, PTH208
 import contextlib
 import ctypes
+import errno
 import json
+import math
 import os
 import resource
 import signal
+import struct
 import sys
 import time
 import traceback
@@ -22,11 +25,35 @@ from typing import Any
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x20000000, 0x40000000
 NAMESPACES = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
 MS_NOSUID_NODEV, MS_NOEXEC, MS_RDONLY, MS_REC_PRIVATE = 2 | 4, 8, 1, 0x4000 | 0x40000
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_SET_KEEPCAPS = 1, 4, 36, 38, 8
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_SET_KEEPCAPS, PR_SET_SECCOMP = 1, 4, 36, 38, 8, 22
 SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 442, -100, 0x8000, 1  # 442 on every architecture
 CAPABILITY_VERSION_3, CAP_DAC_READ_SEARCH = 0x20080522, 1 << 2
 FIRST_OWN_UID = 2_000_000  # above the users that systems hand out
 POLL_S = 0.01
+# System calls that take memory which no limit of one process counts (more processes; segments, files and queues in memory; rings), or open wide
+# doors of the kernel: name -> number on x86_64, on aarch64. clone is refused but for threads. A nested namespace could mount memory disks.
+REFUSED_CALLS: dict[str, tuple[int | None, int | None]] = {
+    "fork": (57, None),
+    "vfork": (58, None),
+    "unshare": (272, 97),
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "shmget": (29, 194),
+    "msgget": (68, 186),
+    "semget": (64, 190),
+    "mq_open": (240, 180),
+    "io_uring_setup": (425, 425),
+    "ptrace": (101, 117),
+    "bpf": (321, 280),
+    "userfaultfd": (323, 282),
+    "perf_event_open": (298, 241),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+}
+MACHINES = {"x86_64": (0, 0xC000003E, 56), "aarch64": (1, 0xC00000B7, 220)}  # place in REFUSED_CALLS, AUDIT_ARCH of the kernel, number of clone
+CLONE3 = 435
+CLONE_THREAD = 0x10000
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -115,7 +142,28 @@ def own_user() -> tuple[int, int] | None:
     return None
 
 
-def work(request: dict[str, Any], user: tuple[int, int] | None, report: int) -> None:
+def refuse_calls() -> bool:
+    """Refuse REFUSED_CALLS to this process, for good, by a seccomp filter: a program of the kernel that sees each system call first."""
+    if os.uname().machine not in MACHINES or sys.maxsize < 1 << 32:  # a 32-bit Python has other numbers
+        return False
+    place, architecture, clone = MACHINES[os.uname().machine]
+    load, is_equal, is_at_least, has_bits, answer = 0x20, 0x15, 0x35, 0x45, 0x06
+    allow, kill, refuse, unknown = 0x7FFF0000, 0x80000000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
+    steps = [  # what, how many steps to skip if so, if not, operand
+        (load, 0, 0, 4),  # the architecture: 32-bit programs have other numbers
+        *((is_equal, 1, 0, architecture), (answer, 0, 0, kill)),
+        (load, 0, 0, 0),  # the number
+        *((is_at_least, 0, 1, 0x40000000), (answer, 0, 0, refuse)),  # x32: other numbers again
+        *((is_equal, 0, 1, CLONE3), (answer, 0, 0, unknown)),  # its flags cannot be seen from here; libc takes clone instead
+    ]
+    for number in filter(None, (numbers[place] for numbers in REFUSED_CALLS.values())):
+        steps += [(is_equal, 0, 1, number), (answer, 0, 0, refuse)]
+    steps += [(is_equal, 0, 3, clone), (load, 0, 0, 16), (has_bits, 1, 0, CLONE_THREAD), (answer, 0, 0, refuse), (answer, 0, 0, allow)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+    return call("prctl", PR_SET_SECCOMP, 2, struct.pack("HP", len(steps), ctypes.addressof(code)), 0, 0)
+
+
+def work(request: dict[str, Any], user: tuple[int, int] | None, granted: list[str], report: int) -> None:
     """The worker: limits, no privileges, the program, and only if it ran to its end the password."""
     if user is None:
         keep_capabilities(0)
@@ -123,7 +171,6 @@ def work(request: dict[str, Any], user: tuple[int, int] | None, report: int) -> 
         become(*user)
     megabyte = 1 << 20
     for name, value in (
-        ("RLIMIT_CPU", int(request["timeout_s"]) + 1),
         ("RLIMIT_AS", request["memory_megabytes"] * megabyte),
         ("RLIMIT_FSIZE", request["disk_megabytes"] * megabyte),
         ("RLIMIT_NPROC", request["processes"]),
@@ -132,6 +179,11 @@ def work(request: dict[str, Any], user: tuple[int, int] | None, report: int) -> 
     ):
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(getattr(resource, name), (value, value))
+    cpu_s = math.ceil(request["cpu_s"])
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))  # SIGXCPU, then SIGKILL for a program that ignores it
+    if request["one_process"] and refuse_calls():
+        granted = [*granted, "calls"]
+    os.write(report, (json.dumps(granted) + "\n").encode())
     try:
         exec(compile(request["program"], "program.py", "exec"), {"__name__": "__main__"})
         sys.stdout.flush()
@@ -168,18 +220,21 @@ def end_all() -> None:
             return
 
 
-def keep(worker: int, timeout_s: float) -> str:
-    """The keeper: wait for the worker, at most `timeout_s`, then end everything that is left."""
-    deadline = time.monotonic() + timeout_s
-    while (pid := os.waitpid(-1, os.WNOHANG)[0]) != worker:  # orphans are reaped on the way
-        if time.monotonic() > deadline:
+def keep(worker: int, cpu_s: float, wall_s: float) -> str:
+    """The keeper: wait for the worker, at most `wall_s`, then end everything that is left. How it ended: by itself, by its CPU time, by the clock."""
+    deadline, ended = time.monotonic() + wall_s, ""
+    while not ended:
+        pid, status, used = os.wait4(-1, os.WNOHANG)  # orphans are reaped on the way
+        if pid == worker:
+            ended = "cpu" if os.WTERMSIG(status) == signal.SIGXCPU or used.ru_utime + used.ru_stime >= cpu_s else "ended"
+        elif time.monotonic() > deadline:
             os.kill(worker, signal.SIGKILL)
-            break
-        if pid == 0:
+            ended = "timeout"
+        elif pid == 0:
             time.sleep(POLL_S)
     if os.getpid() != 1:  # in a process namespace the kernel does this when the keeper ends
         end_all()
-    return "ended" if pid == worker else "timeout"
+    return ended
 
 
 def main() -> None:
@@ -208,11 +263,10 @@ def main() -> None:
         granted.append("user")
         if "files" not in granted:
             os.chown(request["folder"], user[0], user[0])
-    os.write(report, (json.dumps(granted) + "\n").encode())
     worker = os.fork()
     if worker == 0:
-        work(request, user, report)
-    outcome = keep(worker, request["timeout_s"])
+        work(request, user, granted, report)
+    outcome = keep(worker, request["cpu_s"], request["wall_s"])
     os.write(report, f"\n{outcome}\n".encode())
     os._exit(0)
 

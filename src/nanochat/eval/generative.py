@@ -35,7 +35,8 @@ def answer_freely(
         generation = Generation(engine, [prompt.ids for prompt in batch], samples=1, max_new_tokens=new_tokens, temperature=0.0, top_k=None, seed=0)
         for place, ids in finished_rows(generation):
             prompt, answer = batch[place], visible_text(ids, tokenizer)
-            answered[prompt.index] = Answered(prompt.index, prompt.question, answer, task.grade(prompt.index, answer), prompt.is_cut)
+            is_right, judged = task.judge(prompt.index, answer)
+            answered[prompt.index] = Answered(prompt.index, prompt.question, answer, is_right, prompt.is_cut, judged)
             on_answer(answered[prompt.index])
     return [answered[index] for index in asked]
 
@@ -60,9 +61,10 @@ def sample_freely(
         prompt = prompt_of(task, index, tokenizer, form=form, max_tokens=engine.context - new_tokens)
         generation = engine.generate(prompt.ids, samples=samples, max_new_tokens=new_tokens, temperature=temperature, top_k=top_k, seed=seed_of(index))
         texts = {place: visible_text(ids, tokenizer) for place, ids in finished_rows(generation)}
-        grades = {text: task.grade(index, text) for text in sorted(set(texts.values()))}  # a program that was written twice runs once
+        grades = {text: task.judge(index, text) for text in sorted(set(texts.values()))}  # a program that was written twice runs once
         answers = [texts[place] for place in range(samples)]
-        on_answer(Sampled(index, answers, [grades[text] for text in answers]))
+        judged = [grades[text][1] for text in answers]
+        on_answer(Sampled(index, answers, [grades[text][0] for text in answers], judged if any(judged) else []))
 
 
 def finished_rows(generation: Generation) -> Iterator[tuple[int, list[int]]]:

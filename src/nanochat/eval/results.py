@@ -1,8 +1,9 @@
 """What an evaluation found, and the score file made of it."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nanochat.eval.bpb import TextLoss
@@ -27,6 +28,7 @@ class Answered:
     answer: str
     is_right: bool
     is_cut: bool  # the prompt did not fit and lost the beginning of its question
+    judged: Mapping[str, Any] = field(default_factory=dict)  # what else the task says of it
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Sampled:
     index: int
     answers: list[str]
     are_right: list[bool]
+    judged: list[dict[str, Any]] = field(default_factory=list)  # what else the task says of each answer, if anything
 
 
 def proportion(rights: Iterable[bool]) -> dict[str, Any]:
@@ -59,6 +62,17 @@ def score_of(answered: Sequence[Answered], task: Task) -> dict[str, Any]:
         ],
         **parts_of(answered, task),
     }
+
+
+def ended_programs(judged: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """How the programs among some answers ended, and how many so."""
+    return dict(sorted(Counter(each["ended"] for each in judged if "ended" in each).items()))
+
+
+def held_protections(judged: Iterable[Mapping[str, Any]]) -> set[str] | None:
+    """What held whenever one of these programs ran, on whichever machine that was; None if there are no programs."""
+    held = [set(each["held"]) for each in judged if "held" in each]
+    return set.intersection(*held) if held else None
 
 
 def parts_of(answered: Sequence[Answered], task: Task) -> dict[str, Any]:

@@ -40,7 +40,18 @@ from nanochat.eval.answering import answers_of, key_of, key_of_content
 from nanochat.eval.bpb import TextLoss, row_losses
 from nanochat.eval.generative import answer_freely, sample_freely
 from nanochat.eval.prompts import Form, form_of
-from nanochat.eval.results import Answered, NotAvailableError, Sampled, items_of, pass_metrics, score_file, score_of, score_of_rows
+from nanochat.eval.results import (
+    Answered,
+    NotAvailableError,
+    Sampled,
+    ended_programs,
+    held_protections,
+    items_of,
+    pass_metrics,
+    score_file,
+    score_of,
+    score_of_rows,
+)
 from nanochat.eval.store import AnswerStore
 from nanochat.model.gpt import GPT
 from nanochat.model.weights import WEIGHTS, load_model
@@ -184,7 +195,10 @@ def summary(content: dict[str, Any]) -> str:
     if content["score"] is None:
         return f"not available: {content['unavailable']}"
     counted = f" ({content['correct']} of {content['n']} right)" if content["correct"] is not None else f" ({content['n']} rows)"
-    return f"{content['score']:.4f}{counted}, {content['seconds']:.1f} s"
+    notes = [f"{content['prompts_cut']} prompts cut to the context"] if content["prompts_cut"] else []
+    if late := sum(content.get("programs", {}).get(ended, 0) for ended in ("cpu", "timeout")):
+        notes.append(f"{late} programs were out of time")
+    return ", ".join([f"{content['score']:.4f}{counted}", *notes, f"{content['seconds']:.1f} s"])
 
 
 def load_subject(flags: Namespace, runtime: Runtime) -> Subject:
@@ -251,25 +265,23 @@ def evaluate_task(asking: Asking) -> Finding:
         settings |= {"max_new_tokens": _answer_tokens(engine, config), "temperature": 0.0, "tool": "calculator"}
         if config.samples:
             settings |= {"samples": config.samples, "samples_temperature": config.temperature, "samples_top_k": config.top_k}
-        if task.name == "humaneval":
-            settings["protection"] = sandbox.protection()
     if why:
         return Finding({}, task.version, task.baseline, settings, why)
     try:
-        result, items, reused = _asked(asking, task, engine, form)
+        result, items, reused = _asked(asking, task, engine, form, settings)
     except NotAvailableError as error:
         return Finding({}, task.version, task.baseline, settings, str(error))
     return Finding(result, task.version, task.baseline, settings, None, items, reused)
 
 
-def _asked(asking: Asking, task: Task, engine: Engine, form: Form) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
-    """The result, the items and how many rows were known; empty on all ranks but the first."""
+def _asked(asking: Asking, task: Task, engine: Engine, form: Form, settings: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
+    """The result, the items and how many rows were known; empty on all ranks but the first. `settings` learns the protection of programs."""
     tokenizer, config = asking.subject.tokenizer, asking.config
     keys = [key_of(task, index) for index in range(len(task))]
 
     def ask(indices: list[int], keep: Callable[[int, dict[str, Any]], None]) -> None:
         def on_answer(row: Answered) -> None:
-            keep(row.index, {"answer": row.answer, "right": row.is_right, "cut": row.is_cut})
+            keep(row.index, {"answer": row.answer, "right": row.is_right, "cut": row.is_cut, **({"judged": row.judged} if row.judged else {})})
 
         asked: dict[str, Any] = {"form": form, "batch_rows": config.batch_rows, "indices": indices, "on_answer": on_answer}
         if task.kind == "categorical":
@@ -285,8 +297,12 @@ def _asked(asking: Asking, task: Task, engine: Engine, form: Form) -> tuple[dict
     if not asking.runtime.is_main:
         return {}, [], reused
     questions = [task.conversation(index)["messages"][-2]["content"] for index in range(len(task))]
-    answered = [Answered(index, questions[index], row["answer"], row["right"], row["cut"]) for index, row in enumerate(found)]
+    answered = [Answered(index, questions[index], row["answer"], row["right"], row["cut"], row.get("judged", {})) for index, row in enumerate(found)]
     result = score_of(answered, task)
+    judged, drawn = [row.judged for row in answered], [each for row in sampled for each in row.judged]
+    if (held := held_protections([*judged, *drawn])) is not None:
+        settings["protection"] = sandbox.protection(held)
+        result |= {"programs": ended_programs(judged), **({"sampled_programs": ended_programs(drawn)} if sampled else {})}
     if sampled:
         result["metrics"] = {**result.get("metrics", {}), **pass_metrics(sampled)}
     return result, items_of(answered, keys.__getitem__, sampled), reused
@@ -308,11 +324,11 @@ def _sampled(asking: Asking, task: Task, engine: Engine, form: Form, keys: list[
             **drawing,
             seed_of=lambda index: keyed_number("samples", config.seed, keys[index]),
             indices=indices,
-            on_answer=lambda row: keep(row.index, {"answers": row.answers, "rights": row.are_right}),
+            on_answer=lambda row: keep(row.index, {"answers": row.answers, "rights": row.are_right, **({"judged": row.judged} if row.judged else {})}),
         )
 
     found, _ = asking.answers(keys, asking.store(task.version, **greedy, **drawing, seed=config.seed), ask)
-    return [Sampled(index, row["answers"], row["rights"]) for index, row in enumerate(found)]
+    return [Sampled(index, row["answers"], row["rights"], row.get("judged", [])) for index, row in enumerate(found)]
 
 
 def evaluate_core(asking: Asking) -> Finding:

@@ -55,6 +55,10 @@ class Task(ABC):
         """Whether `answer`, the text that the assistant produced, is right for row `index`."""
         raise TypeError(f"task {self.name} is {self.kind}: its answers are not graded")
 
+    def judge(self, index: int, answer: str) -> tuple[bool, dict[str, Any]]:
+        """The same, and what else belongs into the record of the answer: how its program ended, where the task runs programs."""
+        return self.grade(index, answer), {}
+
     def other_grades(self, index: int, answer: str) -> dict[str, bool]:
         """The same answer graded in other ways, by name; they are reported beside the score."""
         return {}

@@ -2,12 +2,12 @@
 
 import itertools
 import re
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from nanochat.tasks.base import Conversation, RowTask, exchange
 
 FENCE = re.compile(r"```[ \t]*(?:python|py|Python)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
-TIMEOUT_S = 5.0
+CPU_S = 5.0  # of a program's computing, so that a busy machine fails none
 
 
 def code_of(answer: str, entry_point: str) -> str:
@@ -36,6 +36,7 @@ class HumanEval(RowTask):
     """Python functions from their docstrings."""
 
     name = "humaneval"
+    version = "2"  # 2: a program is one process and has five seconds of computing, not of the clock
     kind: ClassVar[Literal["categorical", "generative", "conversation"]] = "generative"
     sources: ClassVar = {"test": ("humaneval", "humaneval_hf")}
 
@@ -45,9 +46,13 @@ class HumanEval(RowTask):
 
     def grade(self, index: int, answer: str) -> bool:
         """Right if the program runs to its end, tests included, in the sandbox."""
+        return self.judge(index, answer)[0]
+
+    def judge(self, index: int, answer: str) -> tuple[bool, dict[str, Any]]:
         from nanochat import sandbox
 
-        return sandbox.run(program_of(self.rows[index], answer), timeout_s=TIMEOUT_S).passed
+        execution = sandbox.run(program_of(self.rows[index], answer), cpu_s=CPU_S)
+        return execution.passed, {"ended": execution.outcome, "held": list(execution.granted)}
 
     def unavailable(self) -> str | None:
         from nanochat import sandbox
