@@ -330,14 +330,14 @@ def test_tasks_are_read_from_several_sources_in_the_order_of_the_metric(tmp_path
 
 
 BROKEN = {
-    "no JSON": ("squad", "{", "line 2 is not JSON"),
-    "no object": ("squad", "[1]", "line 2 is no object"),
-    "a missing key": ("squad", '{"context": "a"}', "line 2 has no continuation"),
-    "a number for a text": ("squad", '{"context": 3, "continuation": "a"}', "line 2 has 3 under context, which is no text"),
-    "an empty answer": ("squad", '{"context": "a", "continuation": " "}', "line 2 has an empty continuation"),
-    "one choice": ("boolq", '{"query": "a", "choices": ["b"], "gold": 0}', "line 2 has ['b'] under choices, where two texts or more belong"),
-    "gold beyond the choices": ("boolq", '{"query": "a", "choices": ["b", "c"], "gold": 2}', "line 2 has gold=2, which is none of 0 to 1"),
-    "gold as a word": ("winograd", '{"context_options": ["b", "c"], "continuation": "d", "gold": "0"}', "line 2 has gold='0', which is none of 0 to 1"),
+    "no JSON": ("squad", "{", "line 2: not valid JSON"),
+    "no object": ("squad", "[1]", "line 2: is no object"),
+    "a missing key": ("squad", '{"context": "a"}', "line 2: has no continuation"),
+    "a number for a text": ("squad", '{"context": 3, "continuation": "a"}', "line 2: has 3 under context, which is no text"),
+    "an empty answer": ("squad", '{"context": "a", "continuation": " "}', "line 2: has an empty continuation"),
+    "one choice": ("boolq", '{"query": "a", "choices": ["b"], "gold": 0}', "line 2: has ['b'] under choices, where two texts or more belong"),
+    "gold beyond the choices": ("boolq", '{"query": "a", "choices": ["b", "c"], "gold": 2}', "line 2: has gold=2, which is none of 0 to 1"),
+    "gold as a word": ("winograd", '{"context_options": ["b", "c"], "continuation": "d", "gold": "0"}', "line 2: has gold='0', which is none of 0 to 1"),
 }
 
 
@@ -348,7 +348,7 @@ def test_a_broken_row_is_refused_with_its_file_and_line(name: str, tmp_path: Pat
     first = files[f"{label}.jsonl"].splitlines()[0]
     with pytest.raises(UserError) as refused:
         load_tasks([fetched(tmp_path, files | {f"{label}.jsonl": f"{first}\n{line}\n"})])
-    assert f"{label}.jsonl: {said}" in str(refused.value) and str(refused.value).endswith("; delete the folder of this source and fetch it again")
+    assert f"{label}.jsonl: {said}" in str(refused.value) and str(refused.value).endswith("; delete the folder of its source and fetch it again")
 
 
 def test_a_bundle_with_other_tasks_or_without_baselines_is_refused(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """Tasks: what is asked, what is graded right, that test rows are never trained on, and that rows never change."""
 
 import hashlib
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from task_rows import GSM, HUMAN, MC, fetched_sources, jsonl, small_tokenizer
+from task_rows import CHAT, GSM, HUMAN, MC, fetched_sources, jsonl, small_tokenizer
 
 from nanochat.artifacts import write_manifest
 from nanochat.conversation import render_conversation, render_prompt
@@ -106,12 +108,44 @@ def test_missing_data_is_one_sentence(manifests: list[Path], tmp_path: Path) -> 
         open_task("arithmetic", "dev", manifests)
     with pytest.raises(UserError, match="identity_questions"):
         open_task("identity", "train", [])
-    with pytest.raises(UserError, match="line 2 is not JSON"):
+    with pytest.raises(UserError, match="line 2: not valid JSON"):
         bad = tmp_path / "bad.jsonl"
-        bad.write_text('{"question": 1}\n{"quest\n')
+        bad.write_text(json.dumps(MC) + '\n{"quest\n')
         ArcEasy("test", files=[bad])
     with pytest.raises(UserError, match="holds no row"):
         ArcEasy("test", files=[jsonl(tmp_path / "empty.jsonl", [])])
+
+
+BROKEN = {
+    "arc_easy": [
+        ({**MC, "question": 1}, "has 1 under question, which is no text"),
+        ({"question": "?", "choices": ["a", "b"], "letters": ["A", "B"]}, "has no answer"),
+        ({**MC, "choices": "cat dog"}, "has 'cat dog' under choices, where two texts or more belong"),
+        ({**MC, "letters": ["A", "B", 3, "D"]}, "under letters, where two texts or more belong"),
+        ({**MC, "letters": ["A", "B"]}, "has 4 choices and 2 letters"),
+        ({**MC, "answer": "E"}, "has the answer 'E', which is none of its letters"),
+        ([MC], "is no object"),
+    ],
+    "gsm8k": [({"question": "1 + 1"}, "has no answer"), ({**GSM, "answer": "two"}, 'has an answer without "####" and a number')],
+    "humaneval": [({**HUMAN, "test": None}, "has None under test, which is no text"), ({**HUMAN, "entry_point": ["add"]}, "under entry_point")],
+    "spelling_bee": [({"words": "a"}, "has no word")],
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_row_is_refused_with_its_line(name: str, tmp_path: Path) -> None:
+    good = {"arc_easy": MC, "gsm8k": GSM, "humaneval": HUMAN, "spelling_bee": {"word": "banana"}}[name]
+    for row, said in BROKEN[name]:
+        with pytest.raises(UserError, match=re.escape(said)) as refused:
+            TASKS[name]("test", files=[jsonl(tmp_path / "rows.jsonl", [good, row])])
+        assert str(refused.value).startswith(f"{tmp_path / 'rows.jsonl'}: line 2: ")
+
+
+def test_a_broken_conversation_is_refused_with_its_line(tmp_path: Path) -> None:
+    for row in ({"messages": "hello"}, {"messages": [{"role": "assistant", "content": "hello"}]}, {"messages": [{"role": "user", "content": 3}]}):
+        for name in ("smoltalk", "identity"):
+            with pytest.raises(UserError, match=r"rows.jsonl: line 2: conversation: "):
+                TASKS[name]("train", files=[jsonl(tmp_path / "rows.jsonl", [CHAT, row])])
 
 
 def test_a_damaged_data_file_is_refused(tmp_path: Path) -> None:

@@ -58,6 +58,17 @@ def _marks(tokenizer: "Tokenizer", name: str) -> list[int]:
     return [tokenizer.special(name)] if name else []
 
 
+def conversation_fault(conversation: Mapping[str, Any]) -> str | None:
+    """Why a conversation cannot be rendered, or None."""
+    try:
+        for role, content in _turns(conversation):
+            if role == "assistant":
+                _parts(content)
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def _turns(conversation: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """(role, content) of each turn: user, assistant, user, ...; the system message is part of the first."""
     messages = conversation.get("messages")

@@ -6,16 +6,17 @@ Conversation: {"messages": [{"role": "system"|"user"|"assistant", "content": str
 part: {"type": "text"|"python"|"python_output", "text": str}
 """
 
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from nanochat.data.json_lines import json_lines
 from nanochat.errors import UserError
 from nanochat.tasks.draw import sample_indices
 
 Conversation = dict[str, Any]
+FETCH_AGAIN = "delete the folder of its source and fetch it again"
 
 
 class Task(ABC):
@@ -80,10 +81,14 @@ class RowTask(Task):
         if not files:
             raise UserError(f"task {self.name}, split {split}: no data given; fetch one of {', '.join(self.sources[split])} and pass its manifest")
         self.split = split
-        content = self.usable(read_rows(files))
+        content = self.usable(read_rows(files, self.fault))
         if not content:
             raise UserError(f"{files[0]}: holds no row for task {self.name}, split {split}; fetch its source again")
         self.rows = [content[index] for index in sample_indices(len(content), rows, seed)]
+
+    @abstractmethod
+    def fault(self, row: dict[str, Any]) -> str | None:
+        """What is wrong with a row of this task, or None."""
 
     def usable(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The rows that this task can show; all of them unless a task says otherwise."""
@@ -99,21 +104,27 @@ def check_split(task: Task, split: str) -> None:
         raise UserError(f"task {task.name}: has no split {split!r}; choose one of {', '.join(task.sources)}")
 
 
-def read_rows(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Every row of some jsonl files, in order. Raises UserError naming file and line of a bad one."""
+def read_rows(files: Sequence[Path], fault_of: Callable[[dict[str, Any]], str | None]) -> list[dict[str, Any]]:
+    """Every row of some jsonl files, in order. Raises UserError naming file and line of one that is no object or has a fault."""
     rows = []
     for file in files:
         try:
-            with Path(file).open(encoding="utf-8") as lines:
-                for number, line in enumerate(lines, 1):
-                    if line.strip():
-                        try:
-                            rows.append(json.loads(line))
-                        except json.JSONDecodeError as error:
-                            raise UserError(f"{file}: line {number} is not JSON ({error.msg}); delete it and fetch again") from None
+            with Path(file).open("rb") as lines:
+                for number, row in json_lines(lines, file, FETCH_AGAIN):
+                    if fault := fault_of(row) if isinstance(row, dict) else "is no object":
+                        raise UserError(f"{file}: line {number}: {fault}; {FETCH_AGAIN}")
+                    rows.append(row)
         except FileNotFoundError:
             raise UserError(f"{file}: no such file; fetch its source") from None
     return rows
+
+
+def text_fault(row: Mapping[str, Any], *keys: str) -> str | None:
+    """What is wrong with a row that has to hold text under these keys, or None."""
+    if missing := [key for key in keys if key not in row]:
+        return f"has no {', '.join(missing)}"
+    odd = [key for key in keys if not isinstance(row[key], str)]
+    return f"has {row[odd[0]]!r:.60} under {odd[0]}, which is no text" if odd else None
 
 
 def exchange(question: str, answer: str | list[dict[str, str]]) -> Conversation:

@@ -1,7 +1,8 @@
 """Conversations for training that nobody grades. Rows: {"messages": [{"role", "content"}]}."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from nanochat.conversation import conversation_fault
 from nanochat.tasks.base import Conversation, RowTask
 
 
@@ -9,6 +10,9 @@ class Chat(RowTask):
     """Rows that are conversations already."""
 
     kind: ClassVar[Literal["categorical", "generative", "conversation"]] = "conversation"
+
+    def fault(self, row: dict[str, Any]) -> str | None:
+        return conversation_fault(row)
 
     def conversation(self, index: int) -> Conversation:
         return {"messages": self.rows[index]["messages"]}

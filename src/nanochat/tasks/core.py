@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from nanochat.data.core import CORE, CORE_SOURCES, CORE_TASKS, core_sources
+from nanochat.data.core import CORE, CORE_SOURCES, CORE_TASKS, core_sources, row_fault
 from nanochat.errors import UserError
 from nanochat.tasks.base import Conversation, RowTask
 
@@ -15,6 +15,9 @@ class CoreRows(RowTask):
     name = CORE
     kind = "conversation"
     sources: ClassVar = dict.fromkeys(CORE_TASKS, tuple(CORE_SOURCES))
+
+    def fault(self, row: dict[str, Any]) -> str | None:
+        return row_fault(CORE_TASKS[self.split].kind, row)
 
     def conversation(self, index: int) -> Conversation:
         raise TypeError(f"row {index} of {self.split}: CORE's rows are no conversations")

@@ -8,7 +8,7 @@ import re
 from decimal import Decimal
 from typing import Any, ClassVar, Literal
 
-from nanochat.tasks.base import Conversation, RowTask, exchange, part
+from nanochat.tasks.base import Conversation, RowTask, exchange, part, text_fault
 from nanochat.tasks.draw import sample_indices
 
 VALIDATION_ROWS = 400  # of the 7,473 to train on
@@ -69,6 +69,11 @@ class Gsm8k(RowTask):
     kind: ClassVar[Literal["categorical", "generative", "conversation"]] = "generative"
     sources: ClassVar = {"train": ("gsm8k_hf",), "rl": ("gsm8k_hf",), "validation": ("gsm8k_hf",), "test": ("gsm8k", "gsm8k_hf")}
     source_splits: ClassVar = {"rl": "train", "validation": "train"}
+
+    def fault(self, row: dict[str, Any]) -> str | None:
+        if fault := text_fault(row, "question", "answer"):
+            return fault
+        return None if final_number(row["answer"]) is not None else f'has an answer without "{MARK}" and a number'
 
     def usable(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Of train, a fixed sample is held back from reinforcement learning (split rl) to measure it on (split validation)."""

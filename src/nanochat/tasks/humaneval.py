@@ -4,7 +4,7 @@ import itertools
 import re
 from typing import Any, ClassVar, Literal
 
-from nanochat.tasks.base import Conversation, RowTask, exchange
+from nanochat.tasks.base import Conversation, RowTask, exchange, text_fault
 
 FENCE = re.compile(r"```[ \t]*(?:python|py|Python)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 CPU_S = 5.0  # of a program's computing, so that a busy machine fails none
@@ -39,6 +39,9 @@ class HumanEval(RowTask):
     version = "2"  # 2: a program is one process and has five seconds of computing, not of the clock
     kind: ClassVar[Literal["categorical", "generative", "conversation"]] = "generative"
     sources: ClassVar = {"test": ("humaneval", "humaneval_hf")}
+
+    def fault(self, row: dict[str, Any]) -> str | None:
+        return text_fault(row, "prompt", "canonical_solution", "test", "entry_point")
 
     def conversation(self, index: int) -> Conversation:
         row = self.rows[index]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from nanochat.conversation import conversation_fault
 from nanochat.errors import UserError
 from nanochat.tasks.base import Conversation, Task, check_split, exchange, read_rows
 from nanochat.tasks.draw import keyed_number, sample_indices
@@ -76,7 +77,7 @@ class Identity(Task):
         if split == "test":
             content = [exchange(question, NAME_ANSWERS[0]) for question in HELD_OUT_QUESTIONS]
         elif files:
-            content = few_answers([row for row in read_rows(files) if not asks_held_out(row)]) + own_rows()
+            content = few_answers([row for row in read_rows(files, conversation_fault) if not asks_held_out(row)]) + own_rows()
         else:
             raise UserError("task identity, split train: no data given; fetch identity_questions and pass its manifest")
         self.rows = [content[index] for index in sample_indices(len(content), rows, seed)]

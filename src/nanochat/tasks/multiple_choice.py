@@ -1,8 +1,8 @@
 """Tasks with lettered choices: ARC, MMLU, OpenBookQA, CommonsenseQA. Rows: {"question", "choices", "letters", "answer"}."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from nanochat.tasks.base import Conversation, RowTask, exchange
+from nanochat.tasks.base import Conversation, RowTask, exchange, text_fault
 
 INSTRUCTION = "Respond only with the letter of the correct answer."
 
@@ -19,6 +19,16 @@ class MultipleChoice(RowTask):
 
     kind: ClassVar[Literal["categorical", "generative", "conversation"]] = "categorical"
     baseline = 0.25
+
+    def fault(self, row: dict[str, Any]) -> str | None:
+        if fault := text_fault(row, "question", "answer"):
+            return fault
+        for key in ("choices", "letters"):
+            if not isinstance(texts := row.get(key), list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
+                return f"has {texts!r:.60} under {key}, where two texts or more belong"
+        if len(row["choices"]) != len(row["letters"]):
+            return f"has {len(row['choices'])} choices and {len(row['letters'])} letters"
+        return None if row["answer"] in row["letters"] else f"has the answer {row['answer']!r:.60}, which is none of its letters {row['letters']}"
 
     def conversation(self, index: int) -> Conversation:
         row = self.rows[index]

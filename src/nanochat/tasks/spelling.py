@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from nanochat.errors import UserError
-from nanochat.tasks.base import Conversation, Task, check_split, exchange, part, read_rows
+from nanochat.tasks.base import Conversation, Task, check_split, exchange, part, read_rows, text_fault
 from nanochat.tasks.common_words import COMMON_WORDS
 from nanochat.tasks.draw import Draw, keyed_number
 from nanochat.tasks.gsm8k import final_number
@@ -103,7 +103,7 @@ class WordTask(Task):
         check_split(self, split)
         if not files:
             raise UserError(f"task {self.name}: no list of words given; fetch word_list and pass its manifest")
-        self.words = usable_words([row["word"] for row in read_rows(files)], split)
+        self.words = usable_words([row["word"] for row in read_rows(files, lambda row: text_fault(row, "word"))], split)
         if not self.words:
             raise UserError(f"{files[0]}: no word of {MIN_LETTERS} to {MAX_LETTERS} letters a-z for split {split}; fetch word_list again")
         self.common = sorted(set(self.words).intersection(COMMON_WORDS)) or self.words

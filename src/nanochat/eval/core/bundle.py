@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,7 @@ from nanochat.artifacts import read_manifest, verified_file
 from nanochat.data.core import CORE_BASELINES, CORE_TASKS, CORE_YAML, TEXTS, Kind, row_fault
 from nanochat.errors import UserError
 from nanochat.eval.chatcore import centred
-
-FETCH_AGAIN = "delete the folder of this source and fetch it again"
+from nanochat.tasks.base import FETCH_AGAIN, read_rows
 
 
 @dataclass(frozen=True)
@@ -90,18 +88,7 @@ def _baselines(manifest: Path) -> dict[str, float]:
 
 def read_task_rows(file: Path, kind: Kind) -> list[dict[str, Any]]:
     """Rows of one task. Raises UserError with file and line of one that cannot be asked."""
-    rows = []
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{file}: line {number} is not JSON ({error!s:.120}); {FETCH_AGAIN}") from None
-            if fault := row_fault(kind, row):
-                raise UserError(f"{file}: line {number} {fault}; {FETCH_AGAIN}")
-            rows.append(row)
+    rows = read_rows([file], lambda row: row_fault(kind, row))
     if not rows:
         raise UserError(f"{file}: holds no row; {FETCH_AGAIN}")
     return rows
