@@ -176,6 +176,8 @@ def model(run: str, phase: str, file: str) -> str:
 def parent_phase(run: str, phase: str) -> str:
     """The phase whose weights `phase` starts from: the one before it in this run."""
     phases = EXPERIMENT.runs[run].phases
+    if phase not in phases:
+        raise WorkflowError(f"run {run} has no phase {phase}; choose among {', '.join(phases)}")
     return phases[phases.index(phase) - 1]
 
 

@@ -323,8 +323,8 @@ def test_tasks_are_read_from_several_sources_in_the_order_of_the_metric(tmp_path
         load_tasks([one, fetched(tmp_path / "c", source_files("squad"))])
     with pytest.raises(UserError, match="tasks='sqaud': no task of CORE; choose among hellaswag_zeroshot, "):
         load_tasks([one], ["sqaud"])
-    with pytest.raises(UserError, match="holds none of winogrande; task core needs a manifest of core_bundle or core_wheels"):
-        load_tasks([one], ["winogrande"])
+    with pytest.raises(UserError, match="tasks='winogrande': in none of the sources given"):
+        load_tasks([one], ["squad", "winogrande"])
     with pytest.raises(UserError, match="--data: none given; task core needs"):
         load_tasks([])
 

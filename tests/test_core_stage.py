@@ -64,6 +64,8 @@ def test_core_is_scored_named_and_known_when_it_is_asked_again(workshop: Worksho
 def test_a_model_of_nan_has_no_core_and_a_missing_source_is_named(workshop: Workshop, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--data: none given; task core needs a manifest of core_bundle or core_wheels"):
         workshop.score({"task": "core"}, "--data", "--tokens")
+    with pytest.raises(UserError, match="source=core_bundle: is made of core_bundle, but --data gives core_wheels"):
+        workshop.score({"task": "core", "source": "core_bundle"}, "--data", fetched(tmp_path / "data", source_files(*LABELS)), "--tokens")
     with pytest.raises(UserError, match="limit=10: task jeopardy shows 10 other rows"):
         workshop.score({"task": "core", "limit": 10}, "--data", fetched(tmp_path / "data", source_files(*LABELS)), "--tokens")
     model, _ = load_model(workshop.model_manifest, torch.device("cpu"), torch.float32)

@@ -299,13 +299,13 @@ def test_stage_says_what_protected_the_machine_when_the_programs_ran(workshop: W
     assert again["settings"]["protection"] == first["settings"]["protection"] and again["sampled_programs"] == {"failed": 2}
     assert any("seccomp" in text for text in again["settings"]["protection"]["missing"])
     late = {**again, "prompts_cut": 4, "programs": {"cpu": 2, "failed": 9, "timeout": 1}}
-    assert ", 4 prompts cut to the context, 3 programs were out of time, " in evaluate.summary(late)
+    assert ", 4 of 1 prompts cut to the context, 3 programs were out of time, " in evaluate.summary(late)
 
 
 def test_stage_reports_what_it_cannot_score(workshop: Workshop, questions: ArcEasy) -> None:
     data = workshop.folder / "arc"
     data.mkdir()
-    (data / "test.jsonl").write_text(json.dumps({**questions.rows[0], "letters": ["AA", "B", "C"]}) + "\n")
+    (data / "test.jsonl").write_text(json.dumps({**questions.rows[0], "letters": ["AA", "B", "C"], "answer": "AA"}) + "\n")
     write_manifest(data / "manifest.json", stage="fetch", config={"source": "arc_easy"}, inputs={}, outputs=["test.jsonl"], counts={})
     content = workshop.score({"task": "arc_easy"}, "--data", data / "manifest.json")
     assert content["score"] is None and content["n"] == 0 and "AA are not single tokens" in content["unavailable"]
@@ -337,7 +337,11 @@ def other_tokens(workshop: Workshop) -> None:
         (other_tokens, {"task": "bpb"}, "tokenized with another tokenizer"),
         (lambda w: (w.folder / "model" / "model.safetensors").unlink(), {"task": "bpb"}, "missing"),
         (lambda w: None, {"task": "chitchat"}, "nobody grades"),
-        (lambda w: None, {"task": "arithmetik"}, "no such task"),
+        (lambda w: None, {"task": "arithmetik"}, "no such task; choose one of arc_challenge, arc_easy, arithmetic, bpb, commonsense_qa, core, "),
+        (lambda w: None, {"task": "arc_easy"}, r"needs source arc_easy, .* fetch it, nanochat fetch --config '{\"source\": \"arc_easy\"}'"),
+        (lambda w: None, {"task": "arc_easy", "source": "mmlu"}, "source='mmlu': not a source of task arc_easy, split test; choose one of arc_easy, "),
+        (lambda w: None, {"task": "core", "source": "mmlu"}, "source='mmlu': not a source of task core; choose one of core_bundle, core_wheels"),
+        (lambda w: None, {"task": "core"}, "--data: none given; .* nanochat fetch --config"),
         (lambda w: None, {"task": "arithmetic", "limt": 3}, "limt"),
     ],
 )
@@ -346,6 +350,13 @@ def test_stage_refuses_what_does_not_belong_together(workshop: Workshop, spoil: 
     with pytest.raises(UserError, match=words):
         workshop.score(config, "--tokens", workshop.tokens_manifest)
     assert not list((workshop.folder / "scores").glob("*")) if (workshop.folder / "scores").exists() else True
+
+
+def test_data_that_is_not_there_is_named_with_the_command_that_fetches_it(workshop: Workshop) -> None:
+    with pytest.raises(UserError, match=r"--data=x/manifest.json: no such file; fetch it: nanochat fetch --config '{\"source\": \"gsm8k\"}' --manifest"):
+        workshop.score({"task": "gsm8k"}, "--data", "x/manifest.json")
+    with pytest.raises(UserError, match=r"--data=x/manifest.json: no such file; leave it out"):
+        workshop.score({"task": "arithmetic"}, "--data", "x/manifest.json")
 
 
 def test_stage_needs_validation_tokens_for_bits_per_byte(workshop: Workshop) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from nanochat.config.schema import NOT_A_SOURCE, Experiment, Run, TaskSettings
-from nanochat.config.subtrees import evaluation_rows, resolve_base_train, stage_tasks
+from nanochat.config.subtrees import evaluation_rows, resolve_base_train, stage_tasks, task_rows
 from nanochat.data.core import CORE, CORE_SOURCES, CORE_TASKS
 from nanochat.data.sources import SOURCES
 from nanochat.names import NOT_A_RUN
@@ -11,6 +11,7 @@ from nanochat.recipes import RECIPES
 from nanochat.tasks import TASKS
 
 NOT_TASKS = ("bpb", CORE)  # what `evaluate:` knows besides the tasks of the registry
+SCORED = sorted([*NOT_TASKS, *(name for name, task in TASKS.items() if task.kind != "conversation")])  # what has a score
 MIXTURE_ROWS = 4096  # rows in which each source of a mixture has its share: data.rows.MixtureOrder.BLOCK
 
 
@@ -121,8 +122,7 @@ def _task_problems(name: str, run: Run, chats: list[str]) -> list[str]:
             learnt = [known for known in TASKS if "rl" in TASKS[known].sources]
             problems.append(f"{place}={task!r}: no task of this name has problems to learn from; choose among {', '.join(learnt)}")
         elif task not in TASKS:
-            known_tasks = [*TASKS, *(NOT_TASKS if ".evaluate." in place else ())]  # nothing to train on
-            problems.append(f"{place}={task!r}: no such task; choose one of {', '.join(sorted(known_tasks))}")
+            problems.append(f"{place}={task!r}: no such task; choose one of {', '.join(SCORED if '.evaluate.' in place else sorted(TASKS))}")
         elif TASKS[task].kind == "conversation" and place.endswith(f".evaluate.{task}"):
             problems.append(f"{place}: conversations that nobody grades; evaluate another task")
         elif split not in TASKS[task].sources:
@@ -150,6 +150,11 @@ def _task_problems(name: str, run: Run, chats: list[str]) -> list[str]:
     return problems
 
 
+def core_labels(source: str | None) -> list[str]:
+    """The tasks of CORE that its source has."""
+    return [label for _, label in task_rows(CORE, "test", source)]
+
+
 def _core_problems(place: str, settings: TaskSettings) -> list[str]:
     """Of task core."""
     problems = []
@@ -157,6 +162,9 @@ def _core_problems(place: str, settings: TaskSettings) -> list[str]:
         problems.append(f"{place}.source={settings.source!r}: not a source of task core; choose one of {', '.join(CORE_SOURCES)}")
     if unknown := [label for label in settings.tasks if label not in CORE_TASKS]:
         problems.append(f"{place}.tasks={unknown[0]!r}: no task of CORE; choose among {', '.join(CORE_TASKS)}")
+    elif settings.source in (None, *CORE_SOURCES) and (lacking := [label for label in settings.tasks if label not in core_labels(settings.source)]):
+        known = ", ".join(core_labels(settings.source))
+        problems.append(f"{place}.tasks={lacking[0]!r}: source {settings.source} does not have it; choose among {known}, or another source")
     elif settings.limit and settings.limit <= (shots := max(CORE_TASKS[label].shots for label in settings.tasks or CORE_TASKS)):
         problems.append(f"{place}.limit={settings.limit}: up to {shots} other rows are shown before each as examples; give {shots + 1} or more")
     if settings.samples:

@@ -338,6 +338,11 @@ SOURCES: dict[str, Source] = {
 }
 
 
+def fetch_command(source: str) -> str:
+    """The command line that fetches a source of the registry."""
+    return f"""nanochat fetch --config '{{"source": "{source}"}}' --manifest resources/{source}/all/manifest.json"""
+
+
 def user_source(name: str, *, kind: Literal["local", "hf"], licence: str, **place: Any) -> Source:
     """A source that the user defines under `sources:`: text, split into train and validation when fetched, or conversations (`columns`)."""
     is_text = "columns" not in place

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.artifacts import read_manifest
-from nanochat.config import EvaluateStage
+from nanochat.config import EvaluateStage, task_sources
+from nanochat.data.core import CORE
+from nanochat.errors import UserError
 from nanochat.eval.core.bundle import IclTask, load_tasks
 from nanochat.eval.core.prompts import check_limit, shuffled
 from nanochat.eval.core.score import Answers, ask_rows, core_result
@@ -34,10 +36,12 @@ class CoreFound:
 
 def ask_core(model: GPT, tokenizer: Tokenizer, config: EvaluateStage, data: list[Path], answering: Answering, *, is_main: bool) -> CoreFound:
     """Ask every task of CORE that the sources hold. Ranks but the first find nothing."""
+    sources, context = [str(read_manifest(path, stage="fetch")["config"]["source"]) for path in data], model.config.sequence_len
+    if data and config.source and sorted(sources) != sorted(wanted := task_sources(CORE, config.split, config.source)):
+        raise UserError(f"source={config.source}: is made of {' and '.join(wanted)}, but --data gives {' and '.join(sources)}; they must be the same")
     tasks = load_tasks(data, config.tasks)
     for task in tasks:  # before hours are spent on those before it
         check_limit(task, config.limit)
-    sources, context = [str(read_manifest(path, stage="fetch")["config"]["source"]) for path in data], model.config.sequence_len
     found = CoreFound(settings={"kind": "in_context", "source": config.source, "sources": sources, "context": context, "batch_rows": config.batch_rows})
     done: list[Answers] = []
     for task in tasks:

@@ -30,9 +30,11 @@ import numpy as np
 
 from nanochat import progress, sandbox
 from nanochat.artifacts import canonical_json, git_state, package_versions, read_manifest, sha256_file, write_json, write_text
-from nanochat.config import EvaluateStage
-from nanochat.data.core import CORE, VERSION
+from nanochat.config import EvaluateStage, task_sources
+from nanochat.config.checks import SCORED
+from nanochat.data.core import CORE, CORE_SOURCES, VERSION
 from nanochat.data.rows import TokenRows
+from nanochat.data.sources import SOURCES, fetch_command
 from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.eval import categorical
@@ -127,6 +129,7 @@ def main(arguments: list[str]) -> None:
     """Load, ask, grade, write."""
     flags = _flags(arguments)
     config = read_stage_config(flags.config, EvaluateStage)
+    check_request(config, flags.data)
     progress.enter("join")
     runtime = Runtime.start(seed=config.seed, device=flags.device, threads=flags.threads)
     story, started = provenance(runtime), time.monotonic()
@@ -139,6 +142,22 @@ def main(arguments: list[str]) -> None:
         progress.enter("write")
         write_score(finding, asking, story, time.monotonic() - started)
     runtime.stop()
+
+
+def check_request(config: EvaluateStage, data: list[Path]) -> None:
+    """Raises UserError, before a model is loaded, for what is no task with a score, and for data that is not there."""
+    kind = TASKS.get(config.task)
+    if config.task not in SCORED:
+        why = "conversations that nobody grades" if kind else "no such task"
+        raise UserError(f"task={config.task!r}: {why}; choose one of {', '.join(SCORED)}")
+    if kind is not None and config.split not in kind.sources:
+        raise UserError(f"split={config.split!r}: task {config.task} has no such split; choose one of {', '.join(kind.sources)}")
+    if config.task == CORE and config.source is not None and config.source not in CORE_SOURCES:
+        raise UserError(f"source={config.source!r}: not a source of task core; choose one of {', '.join(CORE_SOURCES)}")
+    for path in data:
+        if not path.exists():
+            fetch = [fetch_command(source) for source in task_sources(config.task, config.split, config.source) if source in SOURCES]
+            raise UserError(f"--data={path}: no such file; {'fetch it: ' + '; '.join(fetch) if fetch else 'leave it out, this task reads none'}")
 
 
 def write_score(finding: Finding, asking: Asking, story: dict[str, Any], seconds: float) -> None:
@@ -195,7 +214,7 @@ def summary(content: dict[str, Any]) -> str:
     if content["score"] is None:
         return f"not available: {content['unavailable']}"
     counted = f" ({content['correct']} of {content['n']} right)" if content["correct"] is not None else f" ({content['n']} rows)"
-    notes = [f"{content['prompts_cut']} prompts cut to the context"] if content["prompts_cut"] else []
+    notes = [f"{content['prompts_cut']} of {content['n']} prompts cut to the context"] if content["prompts_cut"] else []
     if late := sum(content.get("programs", {}).get(ended, 0) for ended in ("cpu", "timeout")):
         notes.append(f"{late} programs were out of time")
     return ", ".join([f"{content['score']:.4f}{counted}", *notes, f"{content['seconds']:.1f} s"])
@@ -251,8 +270,6 @@ def evaluate_bpb(asking: Asking) -> Finding:
 def evaluate_task(asking: Asking) -> Finding:
     """Ask every row of a task, or a seeded sample of them."""
     subject, config, flags = asking.subject, asking.config, asking.flags
-    if config.task in TASKS and TASKS[config.task].kind == "conversation":
-        raise UserError(f"task={config.task}: conversations that nobody grades; evaluate another task")
     task = open_task(config.task, config.split, flags.data, source=config.source, seed=config.seed, rows=config.limit)
     if config.samples and task.kind != "generative":
         raise UserError(f"samples={config.samples}: task {task.name} is answered with a letter, drawing says nothing more; leave samples out")

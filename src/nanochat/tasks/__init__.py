@@ -29,16 +29,20 @@ def open_task(name: str, split: str, manifests: Sequence[Path] = (), *, source: 
     `source` is the source to read; absent, the first choice of the task. Raises UserError if it is not among them.
     """
     from nanochat.artifacts import read_manifest, verified_file
+    from nanochat.data.sources import SOURCES, fetch_command
     from nanochat.errors import UserError
 
     if name not in TASKS:
         raise UserError(f"task={name!r}: no such task; choose one of {', '.join(sorted(TASKS))}")
     kind = TASKS[name]
     choices = kind.sources.get(split)
+    if source and choices and source not in choices:
+        raise UserError(f"source={source!r}: not a source of task {name}, split {split}; choose one of {', '.join(choices)}")
     wanted = source or (choices[0] if choices else None)
     if wanted is None:  # a generator, or a split that the class will refuse
         return kind(split, seed=seed, rows=rows)
     for path in manifests:
         if read_manifest(path, stage="fetch")["config"]["source"] == wanted:
             return kind(split, files=[verified_file(path, f"{kind.source_splits.get(split, split)}.jsonl")], seed=seed, rows=rows)
-    raise UserError(f"task {name}, split {split}: needs source {wanted}, which is not among the manifests given; pass resources/{wanted}/all/manifest.json")
+    fetch = f"fetch it, {fetch_command(wanted)}, and pass" if wanted in SOURCES else "pass"
+    raise UserError(f"task {name}, split {split}: needs source {wanted}, which is not among the manifests given; {fetch} its manifest.json")

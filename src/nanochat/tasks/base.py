@@ -121,10 +121,10 @@ def read_rows(files: Sequence[Path], fault_of: Callable[[dict[str, Any]], str | 
 
 def text_fault(row: Mapping[str, Any], *keys: str) -> str | None:
     """What is wrong with a row that has to hold text under these keys, or None."""
-    if missing := [key for key in keys if key not in row]:
-        return f"has no {', '.join(missing)}"
-    odd = [key for key in keys if not isinstance(row[key], str)]
-    return f"has {row[odd[0]]!r:.60} under {odd[0]}, which is no text" if odd else None
+    for key in keys:
+        if not isinstance(row.get(key), str):
+            return f"has {row[key]!r:.60} under {key}, which is no text" if key in row else f"has no {key}"
+    return None
 
 
 def exchange(question: str, answer: str | list[dict[str, str]]) -> Conversation:

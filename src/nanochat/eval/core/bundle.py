@@ -9,6 +9,7 @@ from typing import Any
 
 from nanochat.artifacts import read_manifest, verified_file
 from nanochat.data.core import CORE_BASELINES, CORE_TASKS, CORE_YAML, TEXTS, Kind, row_fault
+from nanochat.data.sources import fetch_command
 from nanochat.errors import UserError
 from nanochat.eval.chatcore import centred
 from nanochat.tasks.base import FETCH_AGAIN, read_rows
@@ -43,8 +44,10 @@ def load_tasks(manifests: Sequence[Path], only: Sequence[str] = ()) -> list[IclT
             if task.label in found:
                 raise UserError(f"--data={manifest}: task {task.label} is in another source too; give one of them")
             found[task.label] = task
-    if not found:
-        raise UserError(f"--data: {'holds none of ' + ', '.join(only) if only else 'none given'}; task core needs a manifest of core_bundle or core_wheels")
+    if not manifests:
+        raise UserError(f"--data: none given; task core needs a manifest of core_bundle or core_wheels: {fetch_command('core_wheels')}")
+    if lacking := [label for label in only if label not in found]:
+        raise UserError(f"tasks={lacking[0]!r}: in none of the sources given by --data; leave it out or give one that has it")
     return [found[label] for label in CORE_TASKS if label in found]
 
 
