@@ -2,8 +2,9 @@
 
 Three processes: the launcher enters new namespaces; the keeper (first process of the new process namespace) hides the file
 system, watches the clock and never runs foreign code; the worker gives up every privilege, and the system calls of
-`REFUSED_CALLS`, and runs the program. When the keeper ends, the kernel kills whatever the program has started. Each protection is tried by itself, and those
-that the system grants are reported through FD, since kernels and containers differ in what they allow.
+`REFUSED_CALLS`, and runs the program. When the keeper ends, the kernel kills whatever the program has started. Each
+protection is tried by itself, and those that the system grants are reported through FD, since kernels and containers
+differ in what they allow.
 """
 
 # pathlib would double the start-up time of every program

@@ -70,8 +70,8 @@ def ended_programs(judged: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def held_protections(judged: Iterable[Mapping[str, Any]]) -> set[str] | None:
-    """What held whenever one of these programs ran, on whichever machine that was; None if there are no programs."""
-    held = [set(each["held"]) for each in judged if "held" in each]
+    """What held whenever one of these programs ran, on whichever machine that was; None if none ran."""
+    held = [set(each["held"]) for each in judged if each.get("held")]  # empty: the program did not even start
     return set.intersection(*held) if held else None
 
 

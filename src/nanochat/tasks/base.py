@@ -57,7 +57,7 @@ class Task(ABC):
         raise TypeError(f"task {self.name} is {self.kind}: its answers are not graded")
 
     def judge(self, index: int, answer: str) -> tuple[bool, dict[str, Any]]:
-        """The same, and what else belongs into the record of the answer: how its program ended, where the task runs programs."""
+        """Whether `answer` is right, and what else its record says: how its program ended, where the task runs programs."""
         return self.grade(index, answer), {}
 
     def other_grades(self, index: int, answer: str) -> dict[str, bool]:

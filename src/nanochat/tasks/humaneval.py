@@ -48,10 +48,10 @@ class HumanEval(RowTask):
         return exchange(row["prompt"], f"```python\n{row['prompt']}{row['canonical_solution']}\n```")
 
     def grade(self, index: int, answer: str) -> bool:
-        """Right if the program runs to its end, tests included, in the sandbox."""
         return self.judge(index, answer)[0]
 
     def judge(self, index: int, answer: str) -> tuple[bool, dict[str, Any]]:
+        """Right if the program runs to its end, tests included, in the sandbox."""
         from nanochat import sandbox
 
         execution = sandbox.run(program_of(self.rows[index], answer), cpu_s=CPU_S)
