@@ -172,6 +172,7 @@ def work(request: dict[str, Any], user: tuple[int, int] | None, granted: list[st
         become(*user)
     megabyte = 1 << 20
     for name, value in (
+        ("RLIMIT_CPU", math.ceil(request["cpu_s"])),
         ("RLIMIT_AS", request["memory_megabytes"] * megabyte),
         ("RLIMIT_FSIZE", request["disk_megabytes"] * megabyte),
         ("RLIMIT_NPROC", request["processes"]),
@@ -179,9 +180,8 @@ def work(request: dict[str, Any], user: tuple[int, int] | None, granted: list[st
         ("RLIMIT_CORE", 0),
     ):
         with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(getattr(resource, name), (value, value))
-    cpu_s = math.ceil(request["cpu_s"])
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))  # SIGXCPU, then SIGKILL for a program that ignores it
+            hard = value + (name == "RLIMIT_CPU")  # SIGXCPU, a second later SIGKILL for a program that ignores it
+            resource.setrlimit(getattr(resource, name), (value, hard))
     if request["one_process"] and refuse_calls():
         granted = [*granted, "calls"]
     os.write(report, (json.dumps(granted) + "\n").encode())
