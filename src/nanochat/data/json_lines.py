@@ -1,5 +1,6 @@
 """JSON lines, with the number of the line in every refusal."""
 
+import codecs
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ def json_lines(lines: Iterable[bytes], place: object, cure: str) -> Iterator[tup
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line.decode("utf-8-sig"))
+            yield number, json.loads(line.removeprefix(codecs.BOM_UTF8).decode())
         except UnicodeDecodeError as error:
             raise UserError(f"{place}: line {number}: invalid UTF-8 at byte {error.start} of the line; {cure}") from None
         except json.JSONDecodeError as error:
