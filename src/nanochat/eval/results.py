@@ -76,7 +76,7 @@ def held_protections(judged: Iterable[Mapping[str, Any]]) -> set[str] | None:
 
 
 def parts_of(answered: Sequence[Answered], task: Task) -> dict[str, Any]:
-    """`parts` by subject and by way of grading, `metrics` of the other ways of grading; nothing where a task has neither."""
+    """`parts` by subject, `metrics` of the other ways of grading; nothing where a task has neither."""
     subjects: dict[str, list[bool]] = {}
     ways: dict[str, list[bool]] = {}
     for row in answered:
@@ -85,8 +85,6 @@ def parts_of(answered: Sequence[Answered], task: Task) -> dict[str, Any]:
         for name, is_right in task.other_grades(row.index, row.answer).items():
             ways.setdefault(name, []).append(is_right)
     parts = [{"name": name, **proportion(subjects[name])} for name in sorted(subjects)]
-    if ways:
-        parts += [{"name": f"{name} matching", **proportion(rights)} for name, rights in {"reference": [row.is_right for row in answered], **ways}.items()]
     found: dict[str, Any] = {"parts": parts} if parts else {}
     return found | ({"metrics": {name: proportion(rights) for name, rights in ways.items()}} if ways else {})
 
