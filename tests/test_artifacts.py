@@ -146,7 +146,15 @@ def test_the_commit_of_a_checkout_that_is_somebody_elses_is_known(tmp_path: Path
     for path in (tmp_path, tmp_path / ".git"):
         os.chown(path, 12345, 12345)
     assert "dubious ownership" in subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stderr
-    assert artifacts.git_state(tmp_path)["commit"] == commit
+    assert artifacts.git_state(tmp_path) | {"branch": ""} == {"commit": commit, "message": "first", "dirty": False, "branch": ""}
+
+
+def test_lock_is_recorded_by_its_packages_and_hash_or_why_there_is_none(tmp_path: Path) -> None:
+    lock = tmp_path / "lock.txt"
+    assert "unavailable" in artifacts.lock_state(lock)
+    lock.write_text("# exact versions, a==1\nnumpy==2.4.6\ntorch==2.13.0  # CPU\n\n", encoding="utf-8")
+    assert artifacts.lock_state(lock) == {"packages": 2, "sha256": artifacts.sha256_file(lock)}
+    assert artifacts.lock_state()["packages"] > 50
 
 
 def test_a_second_writer_is_refused_with_the_owner_and_a_dead_one_frees_the_folder(tmp_path: Path) -> None:

@@ -241,9 +241,9 @@ def test_half_finished_run_says_what_is_missing_and_which_command_builds_it(tmp_
     markdown, html = pages(files)
     assert "BASE of run half: not finished (last logged step: " in markdown and f"`snakemake --cores all {unfinished}`" in markdown
     assert f"SFT of run half: not built yet; build it with `snakemake --cores all {tmp_path}/results/half/chat_sft/manifest.json`" in markdown
-    assert (
-        "score mmlu of SFT, run half: not evaluated yet; build it with `snakemake --cores all results/half/scores/sft/mmlu.json` (with --configfile" in markdown
-    )
+    assert "score mmlu of SFT, run half: not evaluated yet; build it with `snakemake --cores all results/half/scores/sft/mmlu.json`" in markdown
+    assert "This report is incomplete. The commands are to be typed with --configfile EXPERIMENT if that is not config.yaml." in markdown
+    assert f"Run half: not built yet; build it with `snakemake --cores all {tmp_path}/results/half/chat_sft/manifest.json`." in markdown
     assert f"<code>snakemake --cores all {tmp_path}/results/half/chat_sft/manifest.json</code>" in html
     assert "| minimum validation bits per byte | not available (the stage has not finished) |" in markdown
     assert "minutes" in html  # time of the interrupted attempt is drawn
@@ -294,13 +294,11 @@ def test_graph_connects_what_read_what(tmp_path: Path) -> None:
     assert built.unexplained == ()
 
 
-def test_scores_and_stages_of_another_model_are_pointed_out(tmp_path: Path) -> None:
+def test_stage_that_was_made_from_an_earlier_model_is_pointed_out(tmp_path: Path) -> None:
     files = finished_run(tmp_path)
     training(tmp_path, "tiny", "base", {})  # built again, from other inputs
-    stale = graph.build(inputs_of(files)).unexplained
-    assert any("mid_train tiny: built from another parent model" in sentence for sentence in stale)
-    score(tmp_path, "tiny", "sft", "mmlu", files["run_manifests"][2], model_sha256="0" * 64)
-    assert any("score mmlu of SFT, run tiny: of another model" in sentence for sentence in graph.build(inputs_of(files)).unexplained)
+    (stale,) = [item for item in inputs_of(files).missing if item.what == "MID of run tiny"]
+    assert stale.why == "made from an earlier BASE than the one shown" and stale.command.endswith("/mid_train/manifest.json")
 
 
 # --- several runs ----------------------------------------------------------------------------------------------------
@@ -411,6 +409,29 @@ def test_measured_time_and_memory_are_rows_where_they_are_logged(tmp_path: Path)
     assert shown["seconds per step, median"] == ("0.25 s", "not available")
     assert shown["of them fetching rows, median"][0] == "3.1%" and shown["peak memory of rank 0"][0] == "512.0 MB"
     assert "peak memory of its GPU, reserved" not in shown
+
+
+def test_training_loss_is_shown_in_bits_per_byte_too(tmp_path: Path) -> None:
+    """2.0794 nats = 3 bits a token, of 3 bytes each as the 60,000 bytes and 20,000 tokens of the training text say: 1 bit per byte."""
+    files = finished_run(tmp_path)
+    (run,) = [logged(tmp_path, "a", updates(smoothed_loss=2.0794415))]
+    told = {row[0].text: row[1] for row in training_rows([run], 0.0, inputs_of(files).tokens)}["training bits per byte, smoothed"]
+    assert told.text == "not available"  # it was made from other text
+    base = training(tmp_path, "a", "base", {"tokens": files["tokens"][0]})
+    write_text(base.parent / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in updates(smoothed_loss=2.0794415)))
+    markdown = pages({**files, "run_manifests": [base], "scores": []})[0]
+    assert "| training bits per byte, smoothed | 1.0000 (estimate, at 3.00 bytes per token) |" in markdown
+    assert "| last attempt ended, UTC | 1970-01-01 01:16 |" in markdown
+
+
+def test_commit_is_shown_with_its_message_and_the_lock_with_its_packages(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    assert "- lock of packages: not available" in pages(files)[0]
+    facts = {"git": {"commit": "0123456789abcdef", "message": "Say so", "branch": "main", "dirty": True}, "lock": {"packages": 124, "sha256": "ab" * 32}}
+    base = training(tmp_path, "tiny", "base", {}, attempts=[attempt(**facts)])
+    markdown = pages({**files, "run_manifests": [base], "scores": []})[0]
+    assert "- Code: 0123456789ab on main (Say so), with uncommitted changes\n" in markdown
+    assert "- lock of packages: 124 packages, sha256 abababababab\n" in markdown
 
 
 # --- the stage -------------------------------------------------------------------------------------------------------

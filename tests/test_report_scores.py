@@ -34,6 +34,34 @@ def table(markdown: str, beginning: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for line in lines for row in [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("| "))]]}
 
 
+# --- scores of earlier models -----------------------------------------------------------------------------------------
+
+
+def test_scores_of_an_earlier_model_are_marked_and_count_nowhere(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    assert "earlier model" not in pages(files)[0] and table(pages(files)[0], "| Metric | BASE")["ChatCORE-5"][2].startswith("0.0993")
+    core = core_score(tmp_path, "tiny", files["run_manifests"][0], model_sha256="0" * 64)
+    for task in ("mmlu", "gsm8k"):
+        answered(score(tmp_path, "tiny", "sft", task, files["run_manifests"][2], model_sha256="0" * 64), [True] * 20)
+    markdown = pages(with_scores(files, core))[0]
+    rows = table(markdown, "| Metric | BASE")
+    assert rows["MMLU"][2] == "1.0000 (earlier model)" and rows["CORE"][0] == "0.1050 (earlier model)" and rows["ARC-Easy"][2] == "0.4000 (0.370-0.440)"
+    assert rows["ChatCORE-5"][2] == "-" and "SFT: no current score of MMLU, GSM8K" in markdown
+    folder = tmp_path / "results/tiny/scores/sft"
+    said = f"scores gsm8k, mmlu of SFT, run tiny: of an earlier SFT than the one shown; build it with `snakemake --cores all {folder}/{{gsm8k,mmlu}}.json`"
+    assert said.replace("gsm8k, mmlu", "mmlu, gsm8k").replace("gsm8k,mmlu", "mmlu,gsm8k") in markdown
+    assert "## CORE" not in markdown and table(markdown, "| Model | Phase |")["tiny"][1:4] == ["0.4000", "0.3000", "0.1000"]  # without MMLU and GSM8K
+
+
+def test_scores_of_a_stage_that_is_trained_again_are_marked(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    files["run_manifests"][2].unlink()
+    markdown = pages(files)[0]
+    assert table(markdown, "| Metric | BASE")["MMLU"][2] == "0.3100 (earlier model)"
+    assert "of SFT, run tiny: of an earlier SFT, which is not finished now; build it with" in markdown
+    assert "- **ChatCORE-5**: not available" in markdown
+
+
 # --- CORE ------------------------------------------------------------------------------------------------------------
 
 
@@ -66,6 +94,28 @@ def test_core_over_fewer_tasks_is_another_metric_and_names_what_is_missing(tmp_p
     beside = table(markdown, "| Model | Phase | CORE |")
     assert beside["GPT-2 1.5B (published by others)"][1] == "0.2565"
     assert "part | BASE" not in markdown  # CORE-14 stands beside no CORE
+
+
+def test_numbers_of_other_tasks_samples_or_versions_stand_in_rows_of_their_own(tmp_path: Path) -> None:
+    """CORE over 14 tasks each: as it is, of a sample (500 rows of each task), of another version, and over other tasks."""
+    names = ("one", "two", "three", "four")
+    runs = {name: finished_run(tmp_path, name) for name in names}
+    changes: dict[str, dict[str, object]] = {"two": {"limit": 500}, "three": {"version": "2"}}
+    cores = [core_score(tmp_path, name, runs[name]["run_manifests"][0], tasks=14, **changes.get(name, {})) for name in names]
+    content = json.loads(cores[3].read_text(encoding="utf-8"))
+    write_json(cores[3], {**content, "tasks": [*content["tasks"][:13], {**content["tasks"][13], "label": "boolq"}]})
+    mmlu = score(tmp_path, "two", "sft", "mmlu", runs["two"]["run_manifests"][2], version="2")
+    markdown = pages(with_scores(together(*runs.values()), *cores, mmlu))[0]
+    found = table(markdown, "| Metric | one | two | three | four |")
+    assert found["MMLU (version 1)"][:3] == ["0.3100 (0.280-0.350)", "-", "0.3100 (0.280-0.350)"] and found["MMLU (version 2)"][1:3] == [
+        "0.3100 (0.280-0.350)",
+        "-",
+    ]
+    expected = ["with bigbench_dyck_languages, all rows, version 1", "with bigbench_dyck_languages, sample of 500 a task, version 1"]
+    expected += ["with bigbench_dyck_languages, all rows, version 2", "with boolq, all rows, version 1"]
+    assert [key for key in found if key.startswith("CORE")] == [f"CORE-14 ({what})" for what in expected]
+    assert all(found[f"CORE-14 ({what})"][place] != "-" for place, what in enumerate(expected))
+    assert [key for key in table(markdown, "| Task | one, BASE |") if key.startswith("CORE")] == [f"CORE-14 ({what})" for what in expected]
 
 
 def test_core_that_could_not_be_computed_says_why(tmp_path: Path) -> None:
@@ -245,6 +295,23 @@ def test_reinforcement_learning_has_its_curves_its_column_and_no_loss_in_nats(tm
     assert (
         "Mean reward of the sampled answers, over tokens, RL." in section and "Share of held-out problems" in section and "nats per token, over" not in section
     )
+
+
+@pytest.mark.parametrize(
+    ("skipped", "said"),
+    [
+        (40, "Run tiny: nothing was learnt, and the weights are those it began with: all 40 steps were skipped, since the answers to each problem"),
+        (3, "Run tiny: 3 of 40 steps were skipped, since the answers to each problem were all rewarded alike"),
+        (0, ""),
+    ],
+)
+def test_reinforcement_learning_without_anything_to_learn_from_says_so(tmp_path: Path, skipped: int, said: str) -> None:
+    path = reinforced(tmp_path, "tiny")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**content, "counts": {**content["counts"], "skipped_steps": skipped}})
+    files = finished_run(tmp_path)
+    markdown = pages({**files, "run_manifests": [*files["run_manifests"], path]})[0]
+    assert said in markdown and ("were skipped" in markdown) == (skipped > 0) and ("mean reward 0.295" in markdown) == (skipped == 40)
 
 
 def test_pass_at_k_shows_every_k_of_one_run_and_the_ends_of_several(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """{"commit", "branch", "dirty"} of the checkout that holds `folder`, or {"unavailable": why}."""
+    """{"commit", "message" (its first line), "branch", "dirty"} of the checkout that holds `folder`, or {"unavailable": why}."""
 
     def git(*arguments: str) -> str:
         # git refuses a checkout of another owner (a container, a shared folder); its code is running already
@@ -230,11 +230,20 @@ def git_state(folder: Path) -> dict[str, Any]:
     try:
         return {
             "commit": git("rev-parse", "HEAD"),
+            "message": git("log", "-1", "--format=%s"),
             "branch": git("rev-parse", "--abbrev-ref", "HEAD"),
             "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
         }
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"unavailable": str(error)}
+
+
+def lock_state(lock: Path = Path(__file__).parents[2] / "envs" / "lock.txt") -> dict[str, Any]:
+    """{"packages": how many the lock names, "sha256"} of the lock in the checkout of this code, or {"unavailable": why}."""
+    if not lock.is_file():
+        return {"unavailable": "the code was installed without envs/lock.txt"}
+    lines = lock.read_text(encoding="utf-8").splitlines()
+    return {"packages": sum("==" in line.split("#")[0] for line in lines), "sha256": sha256_file(lock)}
 
 
 def total_memory_bytes() -> int:
@@ -272,6 +281,7 @@ class Provenance:
             "memory_bytes": total_memory_bytes(),
             "git": git_state(Path(__file__).parent),
             "packages": package_versions(),
+            "lock": lock_state(),
             **facts,
         }
         self.story = {"stage": stage, "attempts": [*attempts, self.attempt]}

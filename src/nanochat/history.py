@@ -170,6 +170,11 @@ def wall_seconds(attempt: Mapping[str, Any]) -> float:
     return float(attempt.get("wall_s") or max(0.0, (attempt.get("heartbeat") or attempt["start"]) - attempt["start"]))
 
 
+def ended(attempt: Mapping[str, Any]) -> float:
+    """Unix time of the end of an attempt, or of its last sign of life."""
+    return float(attempt.get("end") or attempt["start"] + wall_seconds(attempt))
+
+
 def seen_alive(attempt: Mapping[str, Any], at: float | None) -> dict[str, Any]:
     """An attempt that is not closed, with a later sign of life than it has written down itself (which it does only when it saves)."""
     known = max(attempt["start"], attempt.get("heartbeat") or 0.0)

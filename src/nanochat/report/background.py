@@ -1,12 +1,11 @@
 """Where the results come from: machines, software, time and money, and the graph of manifests."""
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from nanochat.hardware import price_of
-from nanochat.history import Cost, cost_of, wall_seconds
+from nanochat.history import Cost, cost_of, ended
 from nanochat.report import figures, graph, text
 from nanochat.report.document import Block, Bullets, Cell, Facts, Figure, Figures, Fold, Heading, Paragraph, Section, Table, cells
 from nanochat.report.inputs import PHASE_OF_STAGE as TRAINING_STAGES
@@ -19,21 +18,17 @@ def header(inputs: Inputs, price: float) -> Facts | None:
     attempts: list[tuple[Artifact, dict[str, Any]]] = [(training, attempt) for training in inputs.trainings for attempt in training.attempts]
     if not attempts:
         return None
-    starts, ends = zip(*((attempt["start"], attempt.get("end") or attempt["start"] + wall_seconds(attempt)) for _, attempt in attempts), strict=True)
+    starts, ends = zip(*((attempt["start"], ended(attempt)) for _, attempt in attempts), strict=True)
     total = total_cost(inputs, price)
     paid = money_cell(total)
     rows = (
         ("Code", _values(attempts, _git)),
         ("Machine", _values(attempts, lambda attempt: f"{attempt.get('host', 'unknown')}, {_device(attempt) or 'device not recorded'}")),
         ("Software", _values(attempts, _main_packages)),
-        ("Trained", Cell(f"{_moment(min(starts))} to {_moment(max(ends))} UTC", f"{text.duration(total.wall_s)} in {_attempts(total)}")),
+        ("Trained", Cell(f"{text.moment(min(starts))} to {text.moment(max(ends))} UTC", f"{text.duration(total.wall_s)} in {_attempts(total)}")),
         ("Cost", Cell(paid.text, paid.note)),
     )
     return Facts(rows)
-
-
-def _moment(time: float) -> str:
-    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def _attempts(cost: Cost) -> str:
@@ -69,7 +64,15 @@ def _git(attempt: Mapping[str, Any]) -> str | None:
     git = attempt.get("git") or {}
     if "commit" not in git:
         return f"{text.MISSING}: {git['unavailable']}" if "unavailable" in git else None
-    return f"{git['commit'][:12]} on {git['branch']}" + (" with uncommitted changes" if git["dirty"] else "")
+    message = f" ({git['message']})" if git.get("message") else ""
+    return f"{git['commit'][:12]} on {git['branch']}{message}" + (", with uncommitted changes" if git["dirty"] else "")
+
+
+def _lock(attempt: Mapping[str, Any]) -> str | None:
+    lock = attempt.get("lock") or {}
+    if "packages" not in lock:
+        return f"{text.MISSING}: {lock['unavailable']}" if "unavailable" in lock else None
+    return f"{lock['packages']} packages, sha256 {lock['sha256'][:12]}"
 
 
 def _packages(attempt: Mapping[str, Any]) -> str | None:
@@ -95,6 +98,7 @@ ENVIRONMENT: tuple[tuple[str, Callable[[Mapping[str, Any]], str | None]], ...] =
     ("device", _device),
     ("Python", lambda attempt: (attempt.get("packages") or {}).get("python")),
     ("packages", _packages),
+    ("lock of packages", _lock),
 )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from nanochat.report import figures, text
 from nanochat.report.document import Beside, Block, Figure, Figures, Fold, Paragraph, Section, Table, cells
 from nanochat.report.inputs import Inputs, Score
-from nanochat.report.metrics import name_of
+from nanochat.report.metrics import metric_names, name_of
 from nanochat.report.published import BY_OTHERS, D20_CORE
 from nanochat.report.scores import interval_words
 from nanochat.report.text import ABSENT
@@ -21,8 +21,8 @@ INTRODUCTION = (
 
 
 def core_section(inputs: Inputs) -> Section | None:
-    """Every task of CORE, models side by side, then each with its shots, items and intervals; None where CORE was not asked for."""
-    scores = [score for score in inputs.scores if score.task == "core"]
+    """Every task of CORE, models side by side, then each with its shots, items and intervals; None where there is no CORE of a model shown."""
+    scores = [score for score in inputs.scores if score.task == "core" and not score.outdated]
     if not scores:
         return None
     blocks: list[Block] = [Paragraph(INTRODUCTION)]
@@ -66,10 +66,14 @@ def _side_by_side(scores: Sequence[Score]) -> Table:
         return ABSENT if task is None or task.get("centered") is None else text.score(task["centered"])
 
     whole = text.score(sum(D20_CORE.values()) / len(D20_CORE))
-    names = dict.fromkeys(name_of(score) for score in scores)
+    names = metric_names(scores)
     rows = [
-        cells(name, *(text.valued(score.value, score.interval) if name_of(score) == name else ABSENT for score in scores), whole if name == "CORE" else ABSENT)
-        for name in names
+        cells(
+            name,
+            *(text.valued(score.value, score.interval) if of == name else ABSENT for score, of in zip(scores, names, strict=True)),
+            whole if name.split(" (")[0] == "CORE" else ABSENT,
+        )
+        for name in dict.fromkeys(names)
     ]
     rows += [
         cells(f"`{label}`", *(centered(score, label) for score in scores), text.score(D20_CORE[label]) if label in D20_CORE else ABSENT)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from textwrap import fill
 from typing import TYPE_CHECKING, Literal
 
 from nanochat.report import text
@@ -25,6 +26,7 @@ DASHES = ("-", "--", ":", "-.")  # colours alone do not survive a black-and-whit
 MAX_POINTS = 400  # of a figure's curves together; longer ones show means of equal numbers of points
 LEAST_POINTS = 100  # of a curve, however many there are
 WIDTH = 4.8  # inches
+WIDEST_GROUP = 34  # characters of a line beside bars: a task of CORE fits; longer names leave no room for the bars
 SPOKEN = 40  # bars that are read out
 
 
@@ -94,7 +96,7 @@ def bars(name: str, data: Sequence[Bar], *, x_label: str, format_value: str = "{
             named.add(label)
             place += 1
         place += 0.7
-    axes.set_yticks(middles, groups)
+    axes.set_yticks(middles, [fill(group, WIDEST_GROUP) for group in groups])
     axes.set_ylim(place - 1, -0.8)
     axes.set_xlabel(x_label)
     axes.margins(x=0.12)

@@ -50,29 +50,13 @@ def build(inputs: Inputs) -> Graph:
                 elif sentence := _unexplained(inputs, item, name, digest):
                     unexplained.append(sentence)
     for (run, phase), scores in sorted(_score_groups(inputs.scores).items(), key=lambda group: (inputs.runs.index(group[0][0]), PHASES.index(group[0][1]))):
-        done = sum(score.value is not None for score in scores)
+        current = [score for score in scores if not score.outdated]
+        done = sum(score.value is not None for score in current)
         nodes.append(Node(f"scores {run} {phase}", len(COLUMNS) - 1, f"{phase.upper()} scores", f"{done} of {len(scores)} tasks, {run}"))
         training = inputs.training(run, phase)
-        if training is not None and training.finished:
-            edges += [(_key(training), f"scores {run} {phase}")] if any(made_by(score, training) for score in scores) else []
-            unexplained += [f"score {score.task} of {phase.upper()}, run {run}: of another model than the one shown" for score in stale(scores, training)]
+        if training is not None and training.finished and any(score.content.get("model_sha256") for score in current):
+            edges.append((_key(training), f"scores {run} {phase}"))
     return Graph(tuple(nodes), tuple(dict.fromkeys(edges)), tuple(dict.fromkeys(unexplained)))
-
-
-def made_by(score: Score, training: Training) -> bool:
-    """Whether a score is of this very model (it names the sha256 of its weights or of its manifest)."""
-    return score.content.get("model_sha256") in identities(training)
-
-
-def identities(training: Training) -> set[str | None]:
-    """The sha256 that name a model: of its manifest and of its weights."""
-    outputs = (training.manifest or {}).get("outputs", {})
-    return {training.sha256, *(stated["sha256"] for name, stated in outputs.items() if name.endswith(".safetensors"))}
-
-
-def stale(scores: Iterable[Score], training: Training) -> list[Score]:
-    """Scores that name another model than `training`."""
-    return [score for score in scores if score.content.get("model_sha256") and not made_by(score, training)]
 
 
 def _score_groups(scores: Iterable[Score]) -> dict[tuple[str, str], list[Score]]:
@@ -107,8 +91,6 @@ def _node(key: str, items: list[Artifact]) -> Node:
 
 def _unexplained(inputs: Inputs, item: Artifact, name: str, digest: str) -> str:
     who = f"{item.stage} {item.run if isinstance(item, Training) else item.path.parent.name}"
-    if name == "model" and isinstance(item, Training):
-        return f"{who}: built from another parent model than the one shown ({digest[:12]}); run `snakemake --cores all` to bring it up to date"
     return f"{who}: its input {name} ({digest[:12]}) is not among the files of this report" if not inputs.missing else ""
 
 

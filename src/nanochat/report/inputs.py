@@ -5,11 +5,11 @@ What does not exist is remembered with the command that builds it; a report of a
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nanochat.artifacts import OTHER_EXPERIMENT, build_command, read_json, sha256_file
+from nanochat.artifacts import build_command, read_json, sha256_file
 from nanochat.config import PHASES, STAGE_OF_PHASE
 from nanochat.errors import UserError
 from nanochat.history import attempts_of, json_beside, manifest_of
@@ -27,7 +27,7 @@ class Missing:
 
     def sentence(self) -> str:
         """One sentence for the reader."""
-        return f"{self.what}: {self.why}; build it with `{self.command}` ({OTHER_EXPERIMENT})"
+        return f"{self.what}: {self.why}; build it with `{self.command}`"
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,12 @@ class Training(Artifact):
     samples: tuple[dict[str, str], ...] = ()
     model: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def identities(self) -> set[str | None]:
+        """The sha256 that name this model: of its manifest and of its weights."""
+        outputs = (self.manifest or {}).get("outputs", {})
+        return {self.sha256, *(stated["sha256"] for name, stated in outputs.items() if name.endswith(".safetensors"))}
+
     def series(self, key: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(steps, values) of one logged quantity; a step that was logged again after a resume counts once, as last logged."""
         values = {row["step"]: row[key] for row in self.metrics if row.get(key) is not None and "step" in row}
@@ -91,6 +97,7 @@ class Score:
     baseline: float | None
     unavailable: str | None
     content: dict[str, Any]
+    outdated: str = ""  # why it is not of the model that is shown
 
 
 @dataclass(frozen=True)
@@ -120,9 +127,9 @@ class Inputs:
         """Training stages of a run, in the order of the phases."""
         return sorted((training for training in self.trainings if training.run == run), key=lambda training: PHASES.index(training.phase))
 
-    def run_scores(self, run: str) -> dict[tuple[str, str], Score]:
-        """(phase, task) -> score."""
-        return {(score.phase, score.task): score for score in self.scores if score.run == run}
+    def run_scores(self, run: str, *, outdated: bool = False) -> dict[tuple[str, str], Score]:
+        """(phase, task) -> score; those of models that are gone only where asked for."""
+        return {(score.phase, score.task): score for score in self.scores if score.run == run and (outdated or not score.outdated)}
 
 
 def read_inputs(
@@ -139,7 +146,8 @@ def read_inputs(
     """Read every file. `runs` names the runs to show; empty: all. A wrong or damaged file is a UserError."""
     missing: list[Missing] = []
     trainings = [training for path in run_manifests if not runs or _run_of(path) in runs for training in [_training(path, missing)]]
-    read_scores = [score for path in scores if not runs or _score_place(path)[0] in runs for score in [_score(path, missing)] if score]
+    read_scores = _scores([path for path in scores if not runs or _score_place(path)[0] in runs], trainings, missing)
+    missing += _other_parents(trainings)
     known = {training.run for training in trainings}
     for run in runs:
         if run not in known:
@@ -223,13 +231,56 @@ def _score_place(path: Path) -> tuple[str, str]:
     return path.parent.parent.parent.name, path.parent.name
 
 
-def _score(path: Path, missing: list[Missing]) -> Score | None:
+def _scores(paths: Iterable[Path], trainings: Sequence[Training], missing: list[Missing]) -> list[Score]:
+    """Every score that is there; what is missing or outdated is told once for a phase."""
+    models = {(training.run, training.phase): training for training in trainings}
+    found: list[Score] = []
+    wanted: dict[tuple[str, str, str], list[Path]] = {}
+    for path in paths:
+        place = _score_place(path)
+        if place[1] not in PHASES:
+            raise UserError(f"--scores={path}: not below a phase; give results/RUN/scores/{{{','.join(PHASES)}}}/TASK.json")
+        why = "not evaluated yet"
+        if path.is_file():
+            score = _score(path)
+            why = _outdated(score, models.get(place))
+            found.append(replace(score, outdated=why))
+        if why:
+            wanted.setdefault((*place, why), []).append(path)
+    for (run, phase, why), files in wanted.items():
+        names = [path.stem for path in files]
+        what = f"score{'s' * (len(names) > 1)} {', '.join(names)} of {phase.upper()}, run {run}"
+        file = files[0].with_name(f"{{{','.join(names)}}}.json") if len(names) > 1 else files[0]  # braces, as shells read them
+        missing.append(Missing(what, why, build_command(file)))
+    return found
+
+
+def _outdated(score: Score, training: Training | None) -> str:
+    """Why a score is not of the model that the report shows; empty where it is, or where nothing tells."""
+    if training is None:
+        return ""
+    if not training.finished:
+        return f"of an earlier {training.phase.upper()}, which is not finished now"
+    named = score.content.get("model_sha256")
+    return f"of an earlier {training.phase.upper()} than the one shown" if named and named not in training.identities else ""
+
+
+def _other_parents(trainings: Sequence[Training]) -> list[Missing]:
+    """Models that were made from an earlier state of the phase before them."""
+    known = {training.sha256 for training in trainings}
+    found = []
+    for training in trainings:
+        before = [other for other in trainings if other.run == training.run and PHASES.index(other.phase) < PHASES.index(training.phase)]
+        if "model" not in training.inputs or training.inputs["model"] in known or not before:
+            continue
+        parent = max(before, key=lambda other: PHASES.index(other.phase))
+        why = f"made from an earlier {parent.phase.upper()}" + (" than the one shown" if parent.finished else ", which is not finished now")
+        found.append(Missing(f"{training.phase.upper()} of run {training.run}", why, build_command(training.path)))
+    return found
+
+
+def _score(path: Path) -> Score:
     run, phase = _score_place(path)
-    if phase not in PHASES:
-        raise UserError(f"--scores={path}: not below a phase; give results/RUN/scores/{{{','.join(PHASES)}}}/TASK.json")
-    if not path.is_file():
-        missing.append(Missing(f"score {path.stem} of {phase.upper()}, run {run}", "not evaluated yet", build_command(path)))
-        return None
     content = read_json(path)
     if not isinstance(content, dict) or "score" not in content:
         raise UserError(f"{path}: not a score; give a file that stage evaluate wrote")

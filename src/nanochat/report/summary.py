@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from nanochat.artifacts import OTHER_EXPERIMENT
 from nanochat.config import PHASES
 from nanochat.eval.chatcore import CHATCORE
 from nanochat.eval.paired import LOWER_IS_BETTER
@@ -9,10 +10,12 @@ from nanochat.history import Cost, cost_of
 from nanochat.report import figures, text
 from nanochat.report.document import Beside, Block, Bullets, Cell, Figure, Figures, Fold, Heading, Paragraph, Section, Table, Tiles, cells
 from nanochat.report.inputs import Inputs, Score
-from nanochat.report.metrics import chatcore, is_sampled, metric_rows, name_of, ordered, title
+from nanochat.report.metrics import chatcore, is_sampled, metric_rows, name_of, title
 from nanochat.report.text import ABSENT
 
 COLUMNS = tuple(phase.upper() for phase in PHASES)
+INCOMPLETE = f"This report is incomplete. The commands are to be typed {OTHER_EXPERIMENT}."
+OUTDATED = "earlier model"  # beside a score that is not of the model shown
 MOST_OPEN = 2  # runs whose tables are not folded
 LOWER_IS_BETTER_NAMES = frozenset(map(title, LOWER_IS_BETTER))
 
@@ -21,9 +24,9 @@ def summary_section(inputs: Inputs, price: float) -> Section:
     """Key figures, missing parts, and the summary table of every run; of several runs each table is folded, since their comparison stands behind."""
     blocks: list[Block] = [_tiles(inputs, price)]
     if inputs.missing:
-        blocks += [Paragraph("This report is incomplete.", "missing"), Bullets(tuple(item.sentence() for item in inputs.missing), "missing")]
+        blocks += [Paragraph(INCOMPLETE, "missing"), Bullets(tuple(item.sentence() for item in inputs.missing), "missing")]
     for run in inputs.runs:
-        shown = _of_run(run, inputs.run_scores(run))
+        shown = _of_run(run, inputs.run_scores(run, outdated=True))
         blocks += (
             [Fold(f"Phases of run {run}", shown)] if len(inputs.runs) > MOST_OPEN else [*([Heading(f"Run {run}")] if len(inputs.runs) > 1 else []), *shown]
         )
@@ -35,9 +38,10 @@ def summary_section(inputs: Inputs, price: float) -> Section:
 def _of_run(run: str, scores: Mapping[tuple[str, str], Score]) -> tuple[Block, ...]:
     if not scores:
         return (Paragraph(f"Scores: not available, nothing of run {run} has been evaluated.", "missing"),)
-    drawn = bar_figure(run, scores)
+    current = {place: score for place, score in scores.items() if not score.outdated}
+    drawn = bar_figure(run, current)
     table = phase_table(scores)
-    return (Beside((table, Figures((drawn,)))) if drawn else table, *_remarks(scores))
+    return (Beside((table, Figures((drawn,)))) if drawn else table, *_remarks(scores, current))
 
 
 def phase_table(scores: Mapping[tuple[str, str], Score]) -> Table:
@@ -55,18 +59,21 @@ def of_phase(scores: Mapping[tuple[str, str], Score], phase: str) -> dict[str, S
 
 
 def last_phases(inputs: Inputs) -> dict[str, str | None]:
-    """Run -> its last phase that has a score."""
+    """Run -> its last phase that has a score of the model shown."""
     return {run: next((phase for phase in reversed(PHASES) if of_phase(inputs.run_scores(run), phase)), None) for run in inputs.runs}
 
 
 def score_cell(score: Score | None) -> Cell:
-    """A score with its interval; "-" where there is none or where it could not be computed."""
-    return text.valued(score.value, score.interval) if score else Cell(ABSENT)
+    """A score with its interval, or the remark that it is not of the model shown; "-" where there is none or where it could not be computed."""
+    if score is None:
+        return Cell(ABSENT)
+    shown = text.valued(score.value, score.interval)
+    return Cell(shown.text, OUTDATED) if score.outdated else shown
 
 
 def metric_name(name: str) -> str:
     """A metric as a row of a table."""
-    return f"{name} (lower is better)" if name in LOWER_IS_BETTER_NAMES else name
+    return f"{name} (lower is better)" if name.split(" (")[0] in LOWER_IS_BETTER_NAMES else name
 
 
 READING_AID = Bullets(
@@ -81,9 +88,11 @@ READING_AID = Bullets(
 )
 
 
-def _remarks(scores: Mapping[tuple[str, str], Score]) -> list[Block]:
-    """What the table of a run cannot say: the level of guessing, samples of rows, and why a number is not there."""
+def _remarks(scores: Mapping[tuple[str, str], Score], current: Mapping[tuple[str, str], Score]) -> list[Block]:
+    """What the table of a run cannot say: the level of guessing, samples of rows, and why a number is not there or not of this model."""
     remarks = []
+    if len(current) < len(scores):
+        remarks.append(f"{OUTDATED}: the score is of an earlier state of this phase, and counts in no mean, figure or comparison.")
     baselines = {title(score.task): score.baseline for score in scores.values() if score.baseline}
     if baselines:
         remarks.append("Level of guessing: " + ", ".join(f"{name} {value:.3g}" for name, value in sorted(baselines.items())) + "; 0 elsewhere.")
@@ -101,18 +110,17 @@ def _remarks(scores: Mapping[tuple[str, str], Score]) -> list[Block]:
                 lacking.setdefault(why, []).append(phase.upper())
         if lacking:
             remarks.append(f"{name} not available. " + "; ".join(f"{', '.join(phases)}: {why}" for why, phases in lacking.items()) + ".")
-    failed = [f"{name_of(score)} of {score.phase.upper()}: not available ({score.unavailable})" for score in scores.values() if score.value is None]
+    failed = [f"{name_of(score)} of {score.phase.upper()}: not available ({score.unavailable})" for score in current.values() if score.value is None]
     return [Bullets(tuple(items), tone) for items, tone in ((remarks, "plain"), (failed, "missing")) if items]
 
 
 def bar_figure(run: str, scores: Mapping[tuple[str, str], Score]) -> Figure | None:
     """Per-task bars of every phase with intervals and the level of guessing."""
-    tasks = [task for task in ordered({task for _, task in scores}) if task not in LOWER_IS_BETTER]
     data = [
-        figures.Bar(name_of(score), phase.upper(), score.value, score.interval, score.baseline or None)
-        for task in tasks
+        figures.Bar(name, phase.upper(), score.value, score.interval, score.baseline or None)
+        for name, found in metric_rows(scores)
         for phase in PHASES
-        if (score := scores.get((phase, task))) and score.value is not None
+        if (score := found.get(phase)) and score.value is not None and score.task not in LOWER_IS_BETTER
     ]
     if not data:
         return None

@@ -1,16 +1,17 @@
 """One section per training stage, runs side by side: size, horizon, speed, validation, wall time with every attempt, curves."""
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from nanochat.artifacts import canonical_json
-from nanochat.history import Cost, cost_of, wall_seconds
+from nanochat.artifacts import build_command, canonical_json
+from nanochat.history import Cost, cost_of, ended, wall_seconds
 from nanochat.report import figures, text
 from nanochat.report.axes import AXES, series
 from nanochat.report.document import Beside, Block, Bullets, Cell, Choice, Figure, Figures, Fold, Paragraph, Section, Table, cells
-from nanochat.report.inputs import Inputs, Training
+from nanochat.report.inputs import Artifact, Inputs, Training
 from nanochat.report.summary import money_cell
 
 TITLES = {
@@ -35,8 +36,22 @@ COUNTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "final_val_loss": ("final validation loss, nats per token", text.score),
     "min_val_bpb": ("minimum validation bits per byte", text.score),
     "final_val_bpb": ("final validation bits per byte", text.score),
+    "rows": ("rows of training data", text.count),
+    "validation_rows": ("rows of validation", text.count),
+    "conversations": ("conversations to train on", text.count),
+    "conversations_packed": ("of them in rows, repeated ones counted again", text.count),
+    "conversations_too_long": ("left out, too long for a row", text.count),
+    "conversations_held_out": ("conversations held out for validation", text.count),
+    "supervised_tokens": ("tokens with loss in all rows", text.count),
+    "padding_fraction": ("share of padding in rows", text.percent),
+    "problems": ("problems to train on", text.count),
+    "problems_too_long": ("left out, too long for a row", text.count),
+    "validation_problems": ("problems held out for validation", text.count),
+    "final_validation_sequence_tokens": ("tokens of an answer on validation, final", text.count),
+    "skipped_steps": ("steps skipped, without anything to learn from", text.count),
 }
 LOSSES = frozenset({"first_loss", "final_loss", "final_val_loss"})  # nats per token, but of a policy gradient, whose size says nothing
+PASS_AT_K = re.compile(r"final_pass@\d+")  # of k above 1: their curves tell
 MOST_BESIDE = 3  # runs in a table that leaves room for curves beside it
 MOST_BAD_STEPS = 20
 LOGGED: dict[str, Callable[[Sequence[float]], float]] = {"min_val_bpb": min, "final_val_bpb": lambda values: values[-1]}  # also of an unfinished stage
@@ -65,7 +80,7 @@ def training_section(inputs: Inputs, phase: str, price: float) -> Section | None
         return None
     title, stage = TITLES[phase]
     blocks: list[Block] = [
-        Paragraph(f"Run {training.run}: {_state(training)}; build it with `snakemake --cores all {phase}`.", "missing")
+        Paragraph(f"Run {training.run}: {_state(training)}; build it with `{build_command(training.path)}`.", "missing")
         for training in trainings
         if not training.finished
     ]
@@ -74,7 +89,8 @@ def training_section(inputs: Inputs, phase: str, price: float) -> Section | None
         return Section(title, phase, tuple(blocks))
     if phase in VALIDATION:
         blocks.append(Paragraph(VALIDATION[phase]))
-    table = Table(("Quantity", *(training.run for training in trainings)), _rows(trainings, price))
+    blocks += [Paragraph(said, "missing") for training in trainings if (said := _learnt_nothing(training))]
+    table = Table(("Quantity", *(training.run for training in trainings)), _rows(trainings, price, inputs.tokens))
     drawn = curves(trainings, phase) or Paragraph("Curves: not available, since fewer than two steps are logged.", "missing")
     blocks += [*bad_steps(trainings), *([Beside((table, drawn))] if len(trainings) <= MOST_BESIDE else [drawn, table])]
     blocks += [Fold(f"Hyper-parameters of {stage}", (_hyper_parameters(trainings),)), Fold("Attempts", (_attempts(trainings),))]
@@ -89,21 +105,43 @@ def _state(training: Training) -> str:
     return f"not finished, last attempt {state}" + (f", last logged step {steps[-1]:.0f}" if steps else "")
 
 
-def _rows(trainings: Sequence[Training], price: float) -> tuple[tuple[Cell, ...], ...]:
+def _learnt_nothing(training: Training) -> str:
+    """A sentence if steps of reinforcement learning, or all of them, had nothing to learn from."""
+    steps, skipped = training.counts.get("steps") or 0, training.counts.get("skipped_steps") or 0
+    if training.phase != "rl" or not skipped:
+        return ""
+    why = "the answers to each problem were all rewarded alike, so that none was better than another"
+    if skipped < steps:
+        return f"Run {training.run}: {skipped:,} of {steps:,} steps were skipped, since {why}."
+    rewards = training.series("reward")[1]
+    mean = f" (mean reward {sum(rewards) / len(rewards):.3f})" if rewards else ""
+    cure = "Begin with a model that solves some of the problems and not all, take other problems, or draw more answers to each."
+    return f"Run {training.run}: nothing was learnt, and the weights are those it began with: all {steps:,} steps were skipped, since {why}{mean}. {cure}"
+
+
+def _rows(trainings: Sequence[Training], price: float, tokens: Sequence[Artifact] = ()) -> tuple[tuple[Cell, ...], ...]:
     validated = trainings[0].phase != "rl" or any_logged(trainings, "val_bpb")
-    keys = [key for key in COUNTS if (key in LOGGED and validated) or any(key in training.counts for training in trainings)]
+    known = {key for training in trainings for key, value in training.counts.items() if isinstance(value, int | float)}
+    keys = [key for key in COUNTS if (key in LOGGED and validated) or key in known]
     keys = [key for key in keys if trainings[0].phase != "rl" or key not in LOSSES]
-    keys += sorted({key for training in trainings for key, value in training.counts.items() if key not in COUNTS and isinstance(value, int | float)})
+    keys += sorted(key for key in known - COUNTS.keys() if not PASS_AT_K.fullmatch(key))
     rows = [cells(COUNTS[key][0] if key in COUNTS else key.replace("_", " "), *(_count_cell(training, key) for training in trainings)) for key in keys]
+    if trainings[0].phase == "base":
+        rows.insert(keys.index("min_val_bpb"), cells("training bits per byte, smoothed", *(_training_bpb(training, tokens) for training in trainings)))
     rows.append(cells("tokens per parameter", *(_per_parameter(training) for training in trainings)))
     rows.append(cells("ranks", *(_ranks(training) for training in trainings)))
     rows.append(cells("tokens per second, median", *(_speed(training) for training in trainings)))
     rows.append(cells("utilisation", *(_utilisation(training) for training in trainings)))
     rows += [cells(name, *(_measured(training, key, words) for training in trainings)) for name, (key, words) in MEASURED.items() if any_logged(trainings, key)]
     costs = [cost_of(training.attempts, price) for training in trainings]
+    rows.append(cells("last attempt ended, UTC", *(_ended(training) for training in trainings)))
     rows.append(cells("wall time, all attempts", *(_wall_time(cost) for cost in costs)))
     rows.append(cells("cost", *(money_cell(cost) for cost in costs)))
     return tuple(rows)
+
+
+def _ended(training: Training) -> Cell:
+    return Cell(text.moment(ended(training.attempts[-1]))) if training.attempts else text.unavailable("no attempt is recorded")
 
 
 def _wall_time(cost: Cost) -> Cell:
@@ -117,9 +155,28 @@ def _count_cell(training: Training, key: str) -> Cell:
     value = training.counts.get(key)
     if value is None and key in LOGGED and (logged := training.series("val_bpb")[1]):
         value = LOGGED[key](logged)
+    so_far = "" if training.finished else "so far"
     if value is None:
         return text.unavailable("not recorded" if training.finished else "the stage has not finished")
-    return Cell(COUNTS[key][1](value) if key in COUNTS else text.count(value))
+    return Cell(COUNTS[key][1](value) if key in COUNTS else text.count(value), so_far)
+
+
+def _training_bpb(training: Training, tokens: Sequence[Artifact]) -> Cell:
+    """The smoothed loss of the last step in the unit of validation. Batches do not count their bytes, so that it takes those of the mean token."""
+    losses = training.series("smoothed_loss")[1]
+    if not training.finished:
+        return text.unavailable("the stage has not finished")
+    if not losses:
+        return text.unavailable("not logged")
+    read = [item for item in tokens if item.sha256 in training.inputs.values() and item.config.get("split") == "train"]
+    read = [item for item in read if item.counts.get("text_bytes") and item.counts.get("tokens")]
+    if not read:
+        return text.unavailable("bytes per token of its training text are not among the files of this report")
+    epochs = training.counts.get("source_epochs") or {}  # of a mixture by weight: how often each source is seen
+    weights = [epochs.get(item.path.parent.name.split(".")[0], 1.0) for item in read]
+    text_bytes, seen = (sum(weight * item.counts[key] for weight, item in zip(weights, read, strict=True)) for key in ("text_bytes", "tokens"))
+    bytes_per_token = text_bytes / seen
+    return Cell(text.score(losses[-1] / math.log(2) / bytes_per_token), f"estimate, at {bytes_per_token:.2f} bytes per token")
 
 
 def _per_parameter(training: Training) -> Cell:
@@ -259,6 +316,7 @@ def _attempts(trainings: Sequence[Training]) -> Block:
             str(attempt.get("host", "-")),
             str(attempt.get("device_name", attempt.get("device", "-"))),
             text.count(attempt.get("world_size", 1)),
+            text.moment(attempt["start"]),
             text.duration(wall_seconds(attempt)),
         )
         for training in trainings
@@ -266,4 +324,4 @@ def _attempts(trainings: Sequence[Training]) -> Block:
     ]
     if not rows:
         return Bullets(("Not available: no attempt is recorded.",), "missing")
-    return Table(("Run", "State", "Host", "Device", "Ranks", "Wall time"), tuple(rows), text_columns=4)
+    return Table(("Run", "State", "Host", "Device", "Ranks", "Started, UTC", "Wall time"), tuple(rows), text_columns=4)

@@ -17,6 +17,7 @@ from nanochat.config import Report
 from nanochat.report import render
 from nanochat.report.build import build_document
 from nanochat.report.inputs import read_inputs
+from nanochat.report.summary import INCOMPLETE
 from nanochat.runtime import log, own_matplotlib
 from nanochat.stages.common import StageParser, read_stage_config, stage_parser
 
@@ -58,6 +59,8 @@ def main(arguments: list[str]) -> None:
         document = build_document(inputs, config)
     write_text(given.markdown, render.markdown(document))
     write_text(given.html, render.html(document))
+    if inputs.missing:
+        log(f"report: {INCOMPLETE}")
     for item in inputs.missing:
         log(f"report: {item.sentence()}")
     log(f"report: {given.html}")
