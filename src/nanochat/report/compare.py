@@ -201,8 +201,10 @@ def _beside_published(inputs: Inputs) -> list[Block]:
 def _model_row(model: Model, tasks: Sequence[str], names: Sequence[str]) -> tuple[Cell, ...]:
     values = [Cell(text.score(model.scores[task]), model.notes.get(task, "")) if task in model.scores else Cell(ABSENT) for task in tasks]
     means = [chatcore_of(name, {task: (value, None) for task, value in model.scores.items()}).value for name in names]
+    sampled = ("sample" if set(CHATCORE[name]) & model.notes.keys() else "" for name in names)
+    shown = [Cell(ABSENT) if mean is None else Cell(text.score(mean), note) for mean, note in zip(means, sampled, strict=True)]
     name = Cell(model.name, BY_OTHERS if model.published else "")
-    return cells(name, model.phase.upper() or ABSENT, *values, *(ABSENT if mean is None else text.score(mean) for mean in means))
+    return cells(name, model.phase.upper() or ABSENT, *values, *shown)
 
 
 def _published_bars(ours: Sequence[Model], theirs: Sequence[Model], tasks: Sequence[str]) -> Iterable[Figure]:

@@ -34,7 +34,8 @@ def _environment(*, autoescape: bool) -> Environment:
 
 
 def _inline_html(text: str) -> Markup:
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    breakable = re.sub(r"(\d-)(?=-?\d\.)", r"\1<wbr>", str(escape(text)))  # intervals, in the narrow columns of a phone
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", breakable))
 
 
 def _inline_markdown(text: str) -> str:
