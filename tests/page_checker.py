@@ -2,7 +2,7 @@
 
 from html.parser import HTMLParser
 
-VOID = {"meta", "link", "br", "img", "hr", "input", "path", "use", "rect", "line", "circle"}
+VOID = {"meta", "link", "br", "wbr", "img", "hr", "input", "path", "use", "rect", "line", "circle"}
 
 
 class Checker(HTMLParser):

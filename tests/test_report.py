@@ -162,7 +162,7 @@ def test_minimum_and_final_validation_come_from_the_metrics(rendered: tuple[str,
     markdown = rendered[0]
     final = text.score(2.0 + 1 / 41)
     assert f"| minimum validation bits per byte | {final} |" in markdown
-    assert "| tokens per parameter | 0.00166 |" in markdown and "| ranks | 1 |" in markdown
+    assert "| tokens per parameter | 0.00166 |" in markdown and "| ranks (processes) | 1 |" in markdown
     assert "| parameters | 12,345,678 |" in markdown and "| steps | 40 |" in markdown and "| tokens per second, median | 1,000 |" in markdown
 
 
@@ -246,7 +246,8 @@ def test_half_finished_run_says_what_is_missing_and_which_command_builds_it(tmp_
     assert f"Run half: not built yet; build it with `snakemake --cores all {tmp_path}/results/half/chat_sft/manifest.json`." in markdown
     assert f"<code>snakemake --cores all {tmp_path}/results/half/chat_sft/manifest.json</code>" in html
     assert "| minimum validation bits per byte | not available (the stage has not finished) |" in markdown
-    assert "minutes" in html  # time of the interrupted attempt is drawn
+    assert ">seconds<" in html  # the minute of the interrupted attempt is drawn
+    assert "half | chat_sft" not in markdown  # in the table of times: nothing was spent
 
 
 def test_finished_run_misses_nothing(tmp_path: Path) -> None:
@@ -284,6 +285,27 @@ def test_manifest_of_another_stage_is_refused(tmp_path: Path) -> None:
         inputs_of({**files, "sources": files["tokenizers"]})
 
 
+def test_missing_files_of_one_folder_are_told_in_one_sentence_in_the_order_of_the_workflow(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    chunks = [tmp_path / f"results/tokens/tiny.tiny/{number}/manifest.json" for number in range(9)]
+    scores = [tmp_path / f"results/tiny/scores/{phase}/{task}.json" for phase in ("sft", "base") for task in ("identity", "spelling_bee")]
+    told = inputs_of({**files, "tokens": chunks[:2], "scores": [*files["scores"], *scores]}).missing
+    folder = tmp_path / "results"
+    assert [(item.what, item.command.removeprefix("snakemake --cores all ")) for item in told] == [
+        ("tokenize 0, 1", f"{folder}/tokens/tiny.tiny/{{0,1}}/manifest.json"),
+        ("scores identity, spelling_bee of BASE, run tiny", f"{folder}/tiny/scores/base/{{identity,spelling_bee}}.json"),
+        ("scores identity, spelling_bee of SFT, run tiny", f"{folder}/tiny/scores/sft/{{identity,spelling_bee}}.json"),
+    ]
+    (many,) = inputs_of({**files, "tokens": chunks}).missing
+    assert many.sentence() == "tokenize 0, 1, 2, 3, 4, 5, 6, 7 and 1 more: not made yet; build it with `snakemake --cores all`"
+
+
+def test_stage_whose_manifest_is_lost_is_not_called_running(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    files["run_manifests"][1].unlink()
+    assert "Run tiny: its last attempt finished, but its manifest is not there; build it with" in pages(files)[0]
+
+
 # --- provenance ------------------------------------------------------------------------------------------------------
 
 
@@ -308,6 +330,7 @@ def test_runs_are_compared_side_by_side(tmp_path: Path) -> None:
     first, second = finished_run(tmp_path, "small"), finished_run(tmp_path, "large")
     both = together(first, second)
     markdown, html = pages(both)
+    assert "- Model: small: depth 4, 12.3M parameters, 20,480 tokens of pretraining; large: depth 4," in markdown
     assert "| Metric | small | large |" in markdown
     assert "| parameters | 12,345,678 | 12,345,678 |" in markdown
     assert checked(html).problems == [] and len(checked(html).ids) == len(set(checked(html).ids))
@@ -322,7 +345,7 @@ def test_bits_per_byte_of_different_texts_are_not_compared(tmp_path: Path) -> No
     assert "do not compare" not in pages({**files, "run_manifests": same, "scores": []})[0]
     other = training(tmp_path, "other", "base", {"tokens.b.validation": files["tokens"][0]})
     markdown = pages({**files, "run_manifests": [*same, other], "scores": []})[0]
-    assert "- **Best validation bits per byte**: not available (the runs are validated on different texts" in markdown
+    assert "- **Best validation in training, bits per byte**: not available (the runs are validated on different texts" in markdown
     assert "their bits per byte do not compare." in markdown
 
 
@@ -407,7 +430,7 @@ def test_measured_time_and_memory_are_rows_where_they_are_logged(tmp_path: Path)
     rows = training_rows([logged(tmp_path, "a", updates(step_s=0.25, data_share=0.031, peak_rss_bytes=512_000_000)), logged(tmp_path, "old", updates())], 0.0)
     shown = {row[0].text: (row[1].text, row[2].text) for row in rows}
     assert shown["seconds per step, median"] == ("0.25 s", "not available")
-    assert shown["of them fetching rows, median"][0] == "3.1%" and shown["peak memory of rank 0"][0] == "512.0 MB"
+    assert shown["of them fetching rows, median"][0] == "3.1%" and shown["peak host memory of rank 0"][0] == "512.0 MB"
     assert "peak memory of its GPU, reserved" not in shown
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from browser import Browser, chromium
 from page_checker import checked
-from report_files import core_score, finished_run, pages, together
+from report_files import STAGES, core_score, finished_run, pages, score, together, training
 
 from nanochat.report.render import FOLDER
 
@@ -25,10 +25,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of two runs, one with CORE."""
+    """The report of two runs, one with CORE and a score in every phase."""
     root = tmp_path_factory.mktemp("report")
     runs = [finished_run(root, run) for run in ("small", "a-run-with-a-rather-long-name")]
     runs[0]["scores"].append(core_score(root, "small", runs[0]["run_manifests"][0]))
+    runs[0]["run_manifests"].append(training(root, "small", "rl", {"model": runs[0]["run_manifests"][2]}))
+    runs[0]["scores"] += [score(root, "small", phase, "mmlu", model) for phase, model in zip(STAGES, runs[0]["run_manifests"], strict=True)]
     path = root / "report.html"
     path.write_text(pages(together(*runs))[1], encoding="utf-8")
     return path
@@ -47,6 +49,15 @@ def test_page_asks_for_nothing_complains_of_nothing_and_fits_the_window(browser:
     assert browser.complaints == []
     assert browser.run("document.documentElement.scrollWidth") <= width + WIDEST_OVERFLOW
     assert visible(browser, "svg") > 5 and visible(browser, "table") > 5
+
+
+@needs_chromium
+@pytest.mark.parametrize(("width", "seen"), [(390, True), (250, False)])
+def test_table_of_phases_fits_a_phone_with_its_last_column(browser: Browser, page: Path, width: int, seen: bool) -> None:
+    browser.open(page, width=width)
+    right, table = "document.querySelector('#summary table thead th:last-child').getBoundingClientRect().right", "document.querySelector('#summary table')"
+    assert browser.run(f"{table}.innerText").split("\n")[0].split("\t") == ["Metric", "BASE", "MID", "SFT", "RL"]
+    assert (browser.run(right) <= width) == seen
 
 
 @needs_chromium

@@ -220,10 +220,12 @@ def test_published_chatcore_follows_from_the_published_scores() -> None:
 
 def test_published_scores_are_marked_and_shown_only_beside_the_same_metric(tmp_path: Path) -> None:
     files = finished_run(tmp_path)
+    assert table(pages(files)[0], "| Model | Phase | ARC-Easy |")["tiny"][-2:] == ["0.0993", "-"]
     limited = score(tmp_path, "tiny", "sft", "mmlu", files["run_manifests"][2], limit=200)
     markdown, html = pages(with_scores(files, limited))
     rows = table(markdown, "| Model | Phase | ARC-Easy |")
     assert rows["tiny"][:4] == ["SFT", "0.4000", "0.3000", "0.3100 (sample of 200)"]
+    assert rows["tiny"][-2:] == ["0.0993 (sample)", "-"]
     assert rows["d20, Dec 2025 (published by others)"][-2:] == ["0.1231", "0.2660"]  # of SFT, the last of its rows
     assert "GPT-2" not in table(markdown, "| Model | Phase | ARC-Easy |") and "published by others" in html
     no_chat = {**files, "scores": [path for path in files["scores"] if path.stem == "bpb"]}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.hardware import price_of
-from nanochat.history import Cost, cost_of, ended
+from nanochat.history import cost_of, ended
 from nanochat.report import figures, graph, text
 from nanochat.report.document import Block, Bullets, Cell, Facts, Figure, Figures, Fold, Heading, Paragraph, Section, Table, cells
 from nanochat.report.inputs import PHASE_OF_STAGE as TRAINING_STAGES
@@ -14,25 +14,35 @@ from nanochat.report.summary import money_cell, total_cost
 
 
 def header(inputs: Inputs, price: float) -> Facts | None:
-    """What made all of this, in a few lines: code, machines, software, when, at what price. None before anything has started."""
+    """What was made and what made it, in a few lines: models, code, machines, software, when, at what price. None before anything has started."""
     attempts: list[tuple[Artifact, dict[str, Any]]] = [(training, attempt) for training in inputs.trainings for attempt in training.attempts]
     if not attempts:
         return None
     starts, ends = zip(*((attempt["start"], ended(attempt)) for _, attempt in attempts), strict=True)
     total = total_cost(inputs, price)
     paid = money_cell(total)
+    models = [words for run in inputs.runs if (words := _model(inputs, run))]
     rows = (
+        ("Model", Cell("; ".join(models)) if models else text.unavailable("no stage has finished")),
         ("Code", _values(attempts, _git)),
         ("Machine", _values(attempts, lambda attempt: f"{attempt.get('host', 'unknown')}, {_device(attempt) or 'device not recorded'}")),
         ("Software", _values(attempts, _main_packages)),
-        ("Trained", Cell(f"{text.moment(min(starts))} to {text.moment(max(ends))} UTC", f"{text.duration(total.wall_s)} in {_attempts(total)}")),
+        ("Trained", Cell(f"{text.moment(min(starts))} to {text.moment(max(ends))} UTC", f"{text.duration(total.wall_s)} in {text.attempts(total)}")),
         ("Cost", Cell(paid.text, paid.note)),
     )
     return Facts(rows)
 
 
-def _attempts(cost: Cost) -> str:
-    return f"{cost.attempts} attempt{'s' * (cost.attempts != 1)}, {cost.unfinished} not finished"
+def _model(inputs: Inputs, run: str) -> str | None:
+    """What a run's model is, in a few words; None before a stage has finished."""
+    finished = [training for training in inputs.of_run(run) if training.finished]
+    if not finished:
+        return None
+    counts, depth = finished[0].counts, (finished[0].model.get("architecture") or {}).get("depth")
+    words = [f"depth {depth}"] if depth else []
+    words += [f"{text.large(counts['parameters'])} parameters"] if counts.get("parameters") else []
+    words += [f"{text.large(counts['tokens'])} tokens of pretraining"] if counts.get("tokens") and finished[0].phase == "base" else []
+    return f"{run}: {', '.join(words)}" if words else None
 
 
 def _main_packages(attempt: Mapping[str, Any]) -> str | None:
@@ -84,7 +94,7 @@ def _device(attempt: Mapping[str, Any]) -> str | None:
     if "device" not in attempt:
         return None
     if attempt["device"] != "cuda":
-        return f"{attempt['device']}, {attempt.get('threads', '?')} threads"
+        return str(attempt["device"]) + (f", {text.counted(attempt['threads'], 'thread')}" if "threads" in attempt else "")
     memory = f" ({text.size(attempt['device_memory_bytes'])})" if "device_memory_bytes" in attempt else ""
     return f"{attempt.get('world_size', 1)} x {attempt.get('device_name', 'GPU')}{memory}"
 
@@ -144,7 +154,7 @@ def _time_table(inputs: Inputs, price: float) -> Table:
         stories.setdefault(("all", item.stage), []).extend(item.attempts)
     rows = [_time_row(run, stage, attempts, price) for (run, stage), attempts in stories.items() if attempts]
     for run in inputs.runs:
-        rows += [_time_row(run, training.stage, training.attempts, price) for training in inputs.of_run(run)]
+        rows += [_time_row(run, training.stage, training.attempts, price) for training in inputs.of_run(run) if training.attempts]
         rows += [_time_row(run, "evaluate", evaluated, price) for evaluated in [evaluations(inputs, run)] if evaluated]
     everything = [attempt for attempts in stories.values() for attempt in attempts]
     everything += [attempt for training in inputs.trainings for attempt in training.attempts]
@@ -169,10 +179,12 @@ def _time_row(run: str, stage: str, attempts: Sequence[Mapping[str, Any]], price
 
 
 def _time_figure(inputs: Inputs) -> Figure | None:
-    data = [figures.Bar(training.run, training.stage, cost_of(training.attempts).wall_s / 60) for training in inputs.trainings if training.attempts]
-    if not data:
+    seconds = {(training.run, training.stage): cost_of(training.attempts).wall_s for training in inputs.trainings if training.attempts}
+    if not seconds:
         return None
-    return Figure(figures.bars("wall-time", data, x_label="minutes", format_value="{:.3g}"), "Wall time per training stage, every attempt included.")
+    unit, size = next(((unit, size) for unit, size in (("hours", 3600.0), ("minutes", 60.0)) if max(seconds.values()) >= 2 * size), ("seconds", 1.0))
+    data = [figures.Bar(run, stage, value / size) for (run, stage), value in seconds.items()]
+    return Figure(figures.bars("wall-time", data, x_label=unit, format_value="{:.3g}"), "Wall time per training stage, every attempt included.")
 
 
 # --- provenance ------------------------------------------------------------------------------------------------------

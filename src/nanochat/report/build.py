@@ -34,5 +34,5 @@ def build_document(inputs: Inputs, config: Report) -> Document:
         provenance_section(inputs),
     )
     runs = text.listed(inputs.runs) or "none yet"
-    said = f"Runs: {runs}. Every number comes from a JSON file that a stage wrote; what is not there is said, never guessed."
+    said = f"Runs: {runs}. The numbers are those of the files that the stages wrote; what is missing is said, what is an estimate is marked."
     return Document(config.title, said, tuple(section for section in sections if section), header(inputs, price))

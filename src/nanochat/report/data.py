@@ -103,13 +103,15 @@ REFERENCES = {"gpt2": "GPT-2", "cl100k": "GPT-4"}
 
 def tokenizer_section(inputs: Inputs) -> Section:
     """Vocabulary and compression of each tokenizer, compared with GPT-2 and GPT-4."""
+    names = {"vocab_size": "entries", "special_tokens": "of them special", "text_chars": "characters it was made from"}
     blocks: list[Block] = []
     for item in inputs.tokenizers:
         name = item.path.parent.name
         evaluation = inputs.evaluations.get(name) or {}
         if len(inputs.tokenizers) > 1:
             blocks.append(Heading(f"Tokenizer {name}"))
-        facts = [(key.replace("_", " "), Cell(text.count(value))) for key, value in item.counts.items() if isinstance(value, int | float)]
+        keys = sorted(item.counts, key=lambda key: [*names, key].index(key))
+        facts = [(names.get(key, key.replace("_", " ")), Cell(text.count(item.counts[key]))) for key in keys if isinstance(item.counts[key], int | float)]
         if lengths := evaluation.get("token_bytes"):
             facts.append(
                 ("bytes per entry", Cell(f"{lengths['min']} to {lengths['max']}", f"mean {lengths['mean']:.2f}, standard deviation {lengths['std']:.2f}"))
@@ -128,7 +130,7 @@ def _compression(name: str, evaluation: dict[str, Any]) -> list[Block]:
     blocks: list[Block] = [Paragraph("The same texts in tokens. Positive differences mean that ours needs fewer tokens.")]
     for reference in references:
         title = REFERENCES[reference]
-        headers = ("Text", "Bytes", f"{title} tokens", f"{title} bytes per token", "Ours tokens", "Ours bytes per token", "Difference")
+        headers = ("Text", "Bytes", f"{title}, tokens", f"{title}, bytes per token", "Ours, tokens", "Ours, bytes per token", "Difference")
         rows = [
             cells(
                 row["text"],

@@ -6,6 +6,7 @@ from html import escape
 
 from nanochat.config import PHASES, STAGE_OF_PHASE
 from nanochat.report.inputs import Artifact, Inputs, Score, Training
+from nanochat.report.text import counted
 
 COLUMNS = ("sources", "prepared", "tokenizer", "tokens", "BASE", "MID", "SFT", "RL", "scores")
 WIDTH, HEIGHT, GAP_X, GAP_Y, TOP = 142, 38, 36, 10, 26  # of a node, between nodes, and above the first; in SVG units
@@ -80,11 +81,11 @@ def _node(key: str, items: list[Artifact]) -> Node:
     if stage == "fetch":
         return Node(key, 0, name, f"{len(items)} parts" if len(items) > 1 else f"{items[0].sha256}"[:12])
     if stage == "prepare":
-        return Node(key, 1, name, f"{len(items) - 1} chunks")
+        return Node(key, 1, name, counted(len(items) - 1, "chunk"))
     if stage == "tokenizer":
         return Node(key, 2, name, f"{items[0].sha256}"[:12])
     if stage == "tokenize":
-        return Node(key, 3, name, f"{len(items)} chunks")
+        return Node(key, 3, name, counted(len(items), "chunk"))
     phase = next(phase for phase in PHASES if STAGE_OF_PHASE[phase] == stage)
     return Node(key, COLUMNS.index(phase.upper()), name, f"{items[0].sha256}"[:12])
 

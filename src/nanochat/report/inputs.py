@@ -13,7 +13,10 @@ from nanochat.artifacts import build_command, read_json, sha256_file
 from nanochat.config import PHASES, STAGE_OF_PHASE
 from nanochat.errors import UserError
 from nanochat.history import attempts_of, json_beside, manifest_of
+from nanochat.report.text import listed
 
+EVERYTHING = "snakemake --cores all"
+MOST_NAMED = 8  # files that a command names
 PHASE_OF_STAGE = {stage: phase for phase, stage in STAGE_OF_PHASE.items()}
 
 
@@ -145,22 +148,23 @@ def read_inputs(
 ) -> Inputs:
     """Read every file. `runs` names the runs to show; empty: all. A wrong or damaged file is a UserError."""
     missing: list[Missing] = []
+    made = [_artifacts(paths, stage, missing) for paths, stage in ((sources, "fetch"), (text, "prepare"), (tokenizers, "tokenizer"), (tokens, "tokenize"))]
+    read_sources, read_text, read_tokenizers, read_tokens = made
+    overlaps = {path.stem: rows for path in contamination if (rows := _contamination(path, missing))}
     trainings = [training for path in run_manifests if not runs or _run_of(path) in runs for training in [_training(path, missing)]]
-    read_scores = _scores([path for path in scores if not runs or _score_place(path)[0] in runs], trainings, missing)
     missing += _other_parents(trainings)
+    read_scores = _scores([path for path in scores if not runs or _score_place(path)[0] in runs], trainings, missing)
     known = {training.run for training in trainings}
     for run in runs:
         if run not in known:
             missing.append(Missing(f"run {run}", "no manifest of it was handed to this report", build_command(f"results/{run}/base_train/manifest.json")))
-    read_tokenizers = _artifacts(tokenizers, "tokenizer", missing)
-    overlaps = {path.stem: rows for path in contamination if (rows := _contamination(path, missing))}
     return Inputs(
         trainings=tuple(trainings),
         scores=tuple(read_scores),
         tokenizers=read_tokenizers,
-        tokens=_artifacts(tokens, "tokenize", missing),
-        sources=_artifacts(sources, "fetch", missing),
-        text=_artifacts(text, "prepare", missing),
+        tokens=read_tokens,
+        sources=read_sources,
+        text=read_text,
         missing=tuple(missing),
         evaluations={item.path.parent.name: json_beside(item.path.parent, "evaluation.json", {}) for item in read_tokenizers},
         contamination=overlaps,
@@ -171,9 +175,21 @@ def _run_of(path: Path) -> str:
     return path.parent.parent.name
 
 
+def _braces(names: Sequence[str]) -> str:
+    """Several names as a shell reads them: {a,b}."""
+    return f"{{{','.join(names)}}}" if len(names) > 1 else names[0]
+
+
 def _artifacts(paths: Iterable[Path], stage: str, missing: list[Missing]) -> tuple[Artifact, ...]:
     found = [_artifact(path, stage) for path in paths]
-    missing += [Missing(f"{stage} {item.path.parent.name}", f"{item.path} does not exist", build_command(item.path)) for item in found if not item.finished]
+    wanted: dict[Path, list[Path]] = {}
+    for item in found:
+        if not item.finished:
+            wanted.setdefault(item.path.parent.parent, []).append(item.path)
+    for folder, files in wanted.items():
+        names = [file.parent.name for file in files]
+        command = build_command(folder / _braces(names) / files[0].name) if len(names) <= MOST_NAMED else EVERYTHING
+        missing.append(Missing(f"{stage} {listed(names)}", "not made yet", command))
     return tuple(item for item in found if item.finished)
 
 
@@ -218,7 +234,7 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
 
 def _contamination(path: Path, missing: list[Missing]) -> tuple[dict[str, Any], ...]:
     if not path.is_file():
-        missing.append(Missing(f"contamination of corpus {path.stem}", f"{path} does not exist", build_command(path)))
+        missing.append(Missing(f"contamination of corpus {path.stem}", "not counted yet", build_command(path)))
         return ()
     content = read_json(path)
     rows = content.get("rows") if isinstance(content, dict) else None
@@ -247,11 +263,10 @@ def _scores(paths: Iterable[Path], trainings: Sequence[Training], missing: list[
             found.append(replace(score, outdated=why))
         if why:
             wanted.setdefault((*place, why), []).append(path)
-    for (run, phase, why), files in wanted.items():
+    for (run, phase, why), files in sorted(wanted.items(), key=lambda item: PHASES.index(item[0][1])):
         names = [path.stem for path in files]
         what = f"score{'s' * (len(names) > 1)} {', '.join(names)} of {phase.upper()}, run {run}"
-        file = files[0].with_name(f"{{{','.join(names)}}}.json") if len(names) > 1 else files[0]  # braces, as shells read them
-        missing.append(Missing(what, why, build_command(file)))
+        missing.append(Missing(what, why, build_command(files[0].with_name(f"{_braces(names)}.json"))))
     return found
 
 

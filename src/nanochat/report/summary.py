@@ -78,7 +78,9 @@ def metric_name(name: str) -> str:
 
 READING_AID = Bullets(
     (
-        "Small print behind a score: its 95% interval. `-`: no such score in this phase.",
+        "BASE: after pretraining; MID: after midtraining; SFT: after supervised fine-tuning; RL: after reinforcement learning.",
+        "Small print beside a score: its 95% interval. `-`: no such score in this phase.",
+        "Bits per byte are of held-out text of pretraining, in every phase; training on chats usually raises them.",
         "A base model is asked in plain text, the phases after it as in a chat.",
         *(
             f"{name}: mean of (score - guessing) / (1 - guessing) over {', '.join(title(task) for task in tasks)}; only where each of them has a score."
@@ -131,10 +133,10 @@ def _tiles(inputs: Inputs, price: float) -> Tiles:
     total = total_cost(inputs, price)
     tiles: list[tuple[str, Cell]] = [("Runs", Cell(text.count(len(inputs.runs)), text.listed(inputs.runs, 3)))]
     best = _best_bpb(inputs)
-    tiles.append(("Best validation bits per byte", best or text.unavailable("no stage has validated yet")))
+    tiles.append(("Best validation in training, bits per byte", best or text.unavailable("no stage has validated yet")))
     if inputs.scores:
         tiles.append(("ChatCORE-5" if len(inputs.runs) == 1 else "Best ChatCORE-5", _best_chatcore(inputs)))
-    note = f"{text.duration(total.wall_s)} of it training, {total.attempts} attempts, {total.unfinished} not finished" if total.attempts else "no training yet"
+    note = f"{text.duration(total.wall_s)} of it training, {text.attempts(total)}" if total.attempts else "no training yet"
     tiles.append(("Total time", Cell(text.duration(total_seconds(inputs)), note)))
     tiles.append(("Cost", money_cell(total)))
     return Tiles(tuple(tiles))
@@ -157,7 +159,7 @@ def _best_bpb(inputs: Inputs) -> Cell | None:
     if texts_differ(inputs):
         return text.unavailable("the runs are validated on different texts, whose bits do not compare")
     value, training = min(values, key=lambda pair: pair[0])
-    return Cell(text.score(value), f"{training.phase.upper()}, run {training.run}")
+    return Cell(text.score(value), f"BASE, run {training.run}" + ("" if training.finished else ", not finished"))
 
 
 def texts_differ(inputs: Inputs) -> bool:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from nanochat.history import Cost
 from nanochat.report.document import Cell
 
 ABSENT = "-"  # in a table, where there is no such number
@@ -19,6 +20,16 @@ def unavailable(why: str) -> Cell:
 def count(value: float) -> str:
     """11,200,000 or, for what is not whole, four digits."""
     return f"{int(value):,}" if float(value).is_integer() else f"{value:,.4g}"
+
+
+def counted(number: int, noun: str) -> str:
+    """1 attempt, 3 attempts."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def attempts(cost: Cost) -> str:
+    """3 attempts, 1 not finished."""
+    return counted(cost.attempts, "attempt") + (f", {cost.unfinished} not finished" if cost.unfinished else "")
 
 
 def large(value: float) -> str:

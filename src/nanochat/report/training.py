@@ -68,7 +68,7 @@ MEASURED: dict[str, tuple[str, Callable[[Sequence[float]], str]]] = {
     "pass@1 on validation, first and last": ("pass@1", lambda values: f"{values[0]:.3f}, {values[-1]:.3f}"),
     "seconds per step, median": ("step_s", lambda values: text.duration(_median(values))),
     "of them fetching rows, median": ("data_share", lambda values: text.percent(_median(values))),
-    "peak memory of rank 0": ("peak_rss_bytes", lambda values: text.size(max(values))),
+    "peak host memory of rank 0": ("peak_rss_bytes", lambda values: text.size(max(values))),
     "peak memory of its GPU, reserved": ("peak_cuda_reserved_bytes", lambda values: text.size(max(values))),
 }
 
@@ -101,6 +101,8 @@ def _state(training: Training) -> str:
     if not training.attempts and not training.metrics:
         return "not built yet"
     state = training.attempts[-1].get("state", "unknown") if training.attempts else "unknown"
+    if state == "finished":
+        return "its last attempt finished, but its manifest is not there"
     steps = training.series("loss")[0]
     return f"not finished, last attempt {state}" + (f", last logged step {steps[-1]:.0f}" if steps else "")
 
@@ -129,7 +131,7 @@ def _rows(trainings: Sequence[Training], price: float, tokens: Sequence[Artifact
     if trainings[0].phase == "base":
         rows.insert(keys.index("min_val_bpb"), cells("training bits per byte, smoothed", *(_training_bpb(training, tokens) for training in trainings)))
     rows.append(cells("tokens per parameter", *(_per_parameter(training) for training in trainings)))
-    rows.append(cells("ranks", *(_ranks(training) for training in trainings)))
+    rows.append(cells("ranks (processes)", *(_ranks(training) for training in trainings)))
     rows.append(cells("tokens per second, median", *(_speed(training) for training in trainings)))
     rows.append(cells("utilisation", *(_utilisation(training) for training in trainings)))
     rows += [cells(name, *(_measured(training, key, words) for training in trainings)) for name, (key, words) in MEASURED.items() if any_logged(trainings, key)]
@@ -147,8 +149,7 @@ def _ended(training: Training) -> Cell:
 def _wall_time(cost: Cost) -> Cell:
     if not cost.attempts:
         return text.unavailable("no attempt is recorded")
-    attempts = "1 attempt" if cost.attempts == 1 else f"{cost.attempts} attempts"
-    return Cell(text.duration(cost.wall_s), attempts + (f", {cost.unfinished} not finished" if cost.unfinished else ""))
+    return Cell(text.duration(cost.wall_s), text.attempts(cost))
 
 
 def _count_cell(training: Training, key: str) -> Cell:
