@@ -34,7 +34,7 @@ def _environment(*, autoescape: bool) -> Environment:
 
 
 def _inline_html(text: str) -> Markup:
-    breakable = re.sub(r"(\d-)(?=-?\d\.)", r"\1<wbr>", str(escape(text)))  # intervals, in the narrow columns of a phone
+    breakable = re.sub(r"(\d-)(?=-?\d\.)", r"\1<wbr>", str(escape(text)))  # intervals, on a phone
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", breakable))
 
 

@@ -73,7 +73,10 @@ def score_cell(score: Score | None) -> Cell:
 
 def metric_name(name: str) -> str:
     """A metric as a row of a table."""
-    return f"{name} (lower is better)" if name.split(" (")[0] in LOWER_IS_BETTER_NAMES else name
+    plain, _, note = name.partition(" (")
+    if plain not in LOWER_IS_BETTER_NAMES:
+        return name
+    return f"{plain} ({note[:-1]}; lower is better)" if note else f"{plain} (lower is better)"
 
 
 READING_AID = Bullets(
