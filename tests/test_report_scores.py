@@ -313,7 +313,8 @@ def test_reinforcement_learning_without_anything_to_learn_from_says_so(tmp_path:
     write_json(path, {**content, "counts": {**content["counts"], "skipped_steps": skipped}})
     files = finished_run(tmp_path)
     markdown = pages({**files, "run_manifests": [*files["run_manifests"], path]})[0]
-    assert said in markdown and ("were skipped" in markdown) == (skipped > 0) and ("mean reward 0.295" in markdown) == (skipped == 40)
+    assert said in markdown and ("were skipped, since" in markdown) == (skipped > 0) and ("mean reward 0.295" in markdown) == (skipped == 40)
+    assert ("RL learnt nothing" in markdown) == (skipped == 40)
 
 
 def test_pass_at_k_shows_every_k_of_one_run_and_the_ends_of_several(tmp_path: Path) -> None:

@@ -80,6 +80,11 @@ class Training(Artifact):
         outputs = (self.manifest or {}).get("outputs", {})
         return {self.sha256, *(stated["sha256"] for name, stated in outputs.items() if name.endswith(".safetensors"))}
 
+    @property
+    def skipped(self) -> tuple[int, int]:
+        """(steps without anything to learn from, steps) of reinforcement learning; (0, 0) elsewhere."""
+        return (self.counts.get("skipped_steps") or 0, self.counts.get("steps") or 0) if self.phase == "rl" else (0, 0)
+
     def series(self, key: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(steps, values) of one logged quantity; a step that was logged again after a resume counts once, as last logged."""
         values = {row["step"]: row[key] for row in self.metrics if row.get(key) is not None and "step" in row}

@@ -16,6 +16,7 @@ from nanochat.report.text import ABSENT
 COLUMNS = tuple(phase.upper() for phase in PHASES)
 INCOMPLETE = f"This report is incomplete. The commands are to be typed {OTHER_EXPERIMENT}."
 OUTDATED = "earlier model"  # beside a score that is not of the model shown
+RL_LEARNT_NOTHING = "RL learnt nothing: all its steps were skipped (see its section), so that its scores are those of the phase before."
 MOST_OPEN = 2  # runs whose tables are not folded
 LOWER_IS_BETTER_NAMES = frozenset(map(title, LOWER_IS_BETTER))
 
@@ -27,6 +28,11 @@ def summary_section(inputs: Inputs, price: float) -> Section:
         blocks += [Paragraph(INCOMPLETE, "missing"), Bullets(tuple(item.sentence() for item in inputs.missing), "missing")]
     for run in inputs.runs:
         shown = _of_run(run, inputs.run_scores(run, outdated=True))
+        if (rl := inputs.training(run, "rl")) and rl.skipped[0] and rl.skipped[0] == rl.skipped[1]:
+            shown = (
+                *shown,
+                Paragraph(RL_LEARNT_NOTHING, "missing"),
+            )
         blocks += (
             [Fold(f"Phases of run {run}", shown)] if len(inputs.runs) > MOST_OPEN else [*([Heading(f"Run {run}")] if len(inputs.runs) > 1 else []), *shown]
         )

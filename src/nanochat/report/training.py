@@ -109,8 +109,8 @@ def _state(training: Training) -> str:
 
 def _learnt_nothing(training: Training) -> str:
     """A sentence if steps of reinforcement learning, or all of them, had nothing to learn from."""
-    steps, skipped = training.counts.get("steps") or 0, training.counts.get("skipped_steps") or 0
-    if training.phase != "rl" or not skipped:
+    skipped, steps = training.skipped
+    if not skipped:
         return ""
     why = "the answers to each problem were all rewarded alike, so that none was better than another"
     if skipped < steps:
@@ -123,7 +123,7 @@ def _learnt_nothing(training: Training) -> str:
 
 def _rows(trainings: Sequence[Training], price: float, tokens: Sequence[Artifact] = ()) -> tuple[tuple[Cell, ...], ...]:
     validated = trainings[0].phase != "rl" or any_logged(trainings, "val_bpb")
-    known = {key for training in trainings for key, value in training.counts.items() if isinstance(value, int | float)}
+    known = {key for training in trainings for key, value in training.counts.items() if isinstance(value, int | float) and (value or key != "skipped_steps")}
     keys = [key for key in COUNTS if (key in LOGGED and validated) or key in known]
     keys = [key for key in keys if trainings[0].phase != "rl" or key not in LOSSES]
     keys += sorted(key for key in known - COUNTS.keys() if not PASS_AT_K.fullmatch(key))
