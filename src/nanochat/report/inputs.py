@@ -280,7 +280,7 @@ def _outdated(score: Score, training: Training | None) -> str:
     if training is None:
         return ""
     if not training.finished:
-        return f"of an earlier {training.phase.upper()}, which is not finished now"
+        return f"of an earlier {training.phase.upper()}; the present one has not finished"
     named = score.content.get("model_sha256")
     return f"of an earlier {training.phase.upper()} than the one shown" if named and named not in training.identities else ""
 
@@ -294,7 +294,7 @@ def _other_parents(trainings: Sequence[Training]) -> list[Missing]:
         if "model" not in training.inputs or training.inputs["model"] in known or not before:
             continue
         parent = max(before, key=lambda other: PHASES.index(other.phase))
-        why = f"made from an earlier {parent.phase.upper()}" + (" than the one shown" if parent.finished else ", which is not finished now")
+        why = f"made from an earlier {parent.phase.upper()}" + (" than the one shown" if parent.finished else "; the present one has not finished")
         found.append(Missing(f"{training.phase.upper()} of run {training.run}", why, build_command(training.path)))
     return found
 

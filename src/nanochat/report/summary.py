@@ -29,10 +29,7 @@ def summary_section(inputs: Inputs, price: float) -> Section:
     for run in inputs.runs:
         shown = _of_run(run, inputs.run_scores(run, outdated=True))
         if (rl := inputs.training(run, "rl")) and rl.skipped[0] and rl.skipped[0] == rl.skipped[1]:
-            shown = (
-                *shown,
-                Paragraph(RL_LEARNT_NOTHING, "missing"),
-            )
+            shown = (*shown, Paragraph(RL_LEARNT_NOTHING, "missing"))
         blocks += (
             [Fold(f"Phases of run {run}", shown)] if len(inputs.runs) > MOST_OPEN else [*([Heading(f"Run {run}")] if len(inputs.runs) > 1 else []), *shown]
         )
@@ -108,7 +105,7 @@ def _remarks(scores: Mapping[tuple[str, str], Score], current: Mapping[tuple[str
     if baselines:
         remarks.append("Level of guessing: " + ", ".join(f"{name} {value:.3g}" for name, value in sorted(baselines.items())) + "; 0 elsewhere.")
     sampled: dict[int, list[str]] = {}
-    for score in scores.values():
+    for score in current.values():
         if is_sampled(score.content):
             sampled.setdefault(int(score.content.get("n", score.content["limit"])), []).append(name_of(score))
     if sampled:

@@ -51,7 +51,7 @@ COUNTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "skipped_steps": ("steps skipped, without anything to learn from", text.count),
 }
 LOSSES = frozenset({"first_loss", "final_loss", "final_val_loss"})  # nats per token, but of a policy gradient, whose size says nothing
-PASS_AT_K = re.compile(r"final_pass@\d+")  # of k above 1: their curves tell
+PASS_AT_K = re.compile(r"final_pass@\d+")  # pass@1 has a row of its own, the curves tell the others
 MOST_BESIDE = 3  # runs in a table that leaves room for curves beside it
 MOST_BAD_STEPS = 20
 LOGGED: dict[str, Callable[[Sequence[float]], float]] = {"min_val_bpb": min, "final_val_bpb": lambda values: values[-1]}  # also of an unfinished stage
