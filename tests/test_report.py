@@ -153,7 +153,8 @@ def test_sampled_rows_are_said_beside_the_numbers(tmp_path: Path) -> None:
     files = finished_run(tmp_path)
     assert "Not all rows were used" not in pages(files)[0]
     score(tmp_path, "tiny", "sft", "mmlu", files["run_manifests"][2], limit=200)
-    assert "Not all rows were used, but samples: 200 of MMLU." in pages(files)[0]
+    markdown = pages(files)[0]
+    assert "Not all rows were used, but samples: 200 of MMLU." in markdown and "- **ChatCORE-5**: 0.0993 (SFT, run tiny, of samples)\n" in markdown
     score(tmp_path, "tiny", "sft", "mmlu", files["run_manifests"][2], limit=500)  # the score's n is 200: all rows there are
     assert "Not all rows were used" not in pages(files)[0]
 

@@ -155,7 +155,9 @@ def _best_chatcore(inputs: Inputs) -> Cell:
     if not known:
         return text.unavailable(found[0][0].why)
     value, run, phase = max(known, key=lambda best: best[0])
-    return Cell(text.score(value), f"{phase.upper()}, run {run}")
+    scores = of_phase(inputs.run_scores(run), phase)
+    sampled = ", of samples" if any(is_sampled(scores[task].content) for task in CHATCORE["ChatCORE-5"]) else ""
+    return Cell(text.score(value), f"{phase.upper()}, run {run}{sampled}")
 
 
 def _best_bpb(inputs: Inputs) -> Cell | None:
