@@ -62,6 +62,8 @@ def test_scores_of_a_stage_that_is_trained_again_are_marked(tmp_path: Path) -> N
     assert table(markdown, "| Metric | BASE")["MMLU"][2] == "0.3100 (earlier model)"
     assert "of SFT, run tiny: of an earlier SFT; the present one has not finished; build it with" in markdown
     assert "- **ChatCORE-5**: not available" in markdown
+    only = pages({**files, "scores": files["scores"][:1]})[0]
+    assert "- **ChatCORE-5**: not available (every score is of an earlier model)" in only and "Not available: no model shown has been evaluated." in only
 
 
 # --- CORE ------------------------------------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ def _best_chatcore(inputs: Inputs) -> Cell:
     found = [(chatcore("ChatCORE-5", of_phase(inputs.run_scores(run), phase)), run, phase) for run, phase in last_phases(inputs).items() if phase]
     known = [(mean.value, run, phase) for mean, run, phase in found if mean.value is not None]
     if not known:
-        return text.unavailable(found[0][0].why)
+        return text.unavailable(found[0][0].why if found else "every score is of an earlier model")
     value, run, phase = max(known, key=lambda best: best[0])
     scores = of_phase(inputs.run_scores(run), phase)
     sampled = ", of samples" if any(is_sampled(scores[task].content) for task in CHATCORE["ChatCORE-5"]) else ""
