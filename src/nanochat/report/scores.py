@@ -29,7 +29,8 @@ def scores_section(inputs: Inputs) -> Section:
             continue
         shown = (_details(run, scores), *_measures(scores), *_parts(scores), *graded_answers(scores))
         blocks += [Fold(f"Run {run}", shown)] if len(inputs.runs) > 1 else shown
-    return Section("Scores in detail", "scores", (*(blocks or [Paragraph("Not available: no model shown has been evaluated.", "missing")]), *_contamination(inputs)))
+    nothing = [Paragraph("Not available: no model shown has been evaluated.", "missing")]
+    return Section("Scores in detail", "scores", (*(blocks or nothing), *_contamination(inputs)))
 
 
 def interval_words(interval: Sequence[float] | None, digits: int = 4) -> str:
