@@ -31,6 +31,7 @@ wildcard_constraints:
     run=one_of(EXPERIMENT.runs),
     phase=one_of(STAGE_OF_PHASE),
     task=one_of(task for run in EXPERIMENT.runs.values() for task in run.evaluate),
+    text=one_of(experiments.overlap_texts(EXPERIMENT)),
 
 
 localrules:

@@ -158,14 +158,20 @@ def task_data(run, task: str) -> list[str]:
 
 
 def overlap_tables() -> list[str]:
-    """Tables of contamination that the report shows: of each corpus whose runs evaluate rows, if they are asked for."""
-    corpora = unique(EXPERIMENT.runs[name].corpus for name in reported_runs()) if EXPERIMENT.report.contamination else []
-    return [f"results/contamination/{corpus}.json" for corpus in corpora if experiments.evaluated_rows(EXPERIMENT, corpus)]
+    """Tables of contamination that the report shows: of each corpus and mixture whose runs evaluate rows, if they are asked for."""
+    texts = experiments.overlap_texts(EXPERIMENT) if EXPERIMENT.report.contamination else ()
+    return [f"results/contamination/{text}.json" for text in texts if experiments.evaluated_rows(EXPERIMENT, text)]
 
 
-def overlap_data(corpus: str) -> list[str]:
-    """Fetched manifests of what the reported runs on a corpus evaluate."""
-    return [fetched(source) for source in unique(source for rows in experiments.evaluated_rows(EXPERIMENT, corpus) for source in experiments.task_sources(*rows))]
+def overlap_data(text: str) -> list[str]:
+    """Fetched manifests of what the reported runs that are trained on a text evaluate."""
+    return [fetched(source) for source in unique(source for rows in experiments.evaluated_rows(EXPERIMENT, text) for source in experiments.task_sources(*rows))]
+
+
+def overlap_mixture(text: str) -> list[str]:
+    """Fetched manifests of a text that is the mixture of a stage, RUN.STAGE; nothing for a corpus."""
+    run, _, stage = text.partition(".")
+    return tuning_data(EXPERIMENT.runs[run], stage) if stage else []
 
 
 def model(run: str, phase: str, file: str) -> str:
@@ -222,7 +228,7 @@ def every_score(runs: Iterable[str]) -> list[str]:
 
 def reported_runs() -> list[str]:
     """The runs that the report shows."""
-    return EXPERIMENT.report.runs or list(EXPERIMENT.runs)
+    return experiments.reported_runs(EXPERIMENT)
 
 
 def validation_tokens(wildcards, file: str) -> list[str]:

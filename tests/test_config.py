@@ -352,6 +352,24 @@ def test_core_asks_for_every_task_of_its_sources() -> None:
     assert config.evaluated_rows(experiment, "speeches") == [("core", label, "core_wheels") for _, label in config.task_rows("core", "test", "core_wheels")]
 
 
+def test_what_is_evaluated_is_looked_for_in_the_corpus_and_in_the_mixtures_of_the_run() -> None:
+    content = copy.deepcopy(EXPERIMENT)
+    content["runs"]["other"] = content["runs"]["tiny"] | {"evaluate": {"gsm8k": {}}}
+    content["runs"]["tiny"] |= {"seed": 3, "evaluate": {"arc_easy": {}}, "mid_train": {"mixture": [{"task": "identity", "rows": 50}]}}
+    experiment = config.validate(content)
+    assert config.overlap_texts(experiment) == {
+        "speeches": ["tiny", "other"],
+        "tiny.mid_train": ["tiny"],
+        "tiny.chat_sft": ["tiny"],
+        "other.chat_sft": ["other"],
+    }
+    assert config.contamination_config(experiment, "speeches") == {"evaluations": [{"task": "arc_easy"}, {"task": "gsm8k"}]}
+    mixture = config.tune_config(experiment.runs["tiny"], "mid_train")["mixture"]
+    assert config.contamination_config(experiment, "tiny.mid_train") == {"evaluations": [{"task": "arc_easy"}], "mixture": mixture, "seed": 3}
+    content["report"] = {"runs": ["other"]}
+    assert config.overlap_texts(config.validate(content)) == {"speeches": ["other"], "other.chat_sft": ["other"]}
+
+
 def test_filters_that_are_off_are_not_dumped_and_other_stages_know_nothing_of_them() -> None:
     plain, filtered = config.validate(EXPERIMENT), prepared(min_chars=9, near_permutations=128)
     chunks = [{"chunk": chunk.name, "split": chunk.split} for chunk in config.corpus_chunks(filtered, "speeches")]

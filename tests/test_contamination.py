@@ -110,6 +110,56 @@ def test_the_stage_writes_a_row_for_each_task(tmp_path: Path) -> None:
         contamination.main(["--config", json.dumps(config), "--text", str(text), "--table", str(again)])
     with pytest.raises(UserError, match="nobody grades"):
         contamination.main(["--config", '{"evaluations": [{"task": "chitchat"}]}', "--text", str(text), "--table", str(again)])
+    with pytest.raises(UserError, match="--text: give the training chunks of a corpus, or a mixture in --config, one of the two"):
+        contamination.main(["--config", json.dumps(config), "--evaluations", str(gsm8k), str(arc), "--table", str(again)])
+
+
+def test_a_new_evaluation_is_counted_alone_and_known_ones_ask_for_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known = sentence(30)
+    gsm8k = rows_manifest(tmp_path / "gsm8k", "gsm8k", [{"question": known, "answer": "#### 1"}])
+    arc = rows_manifest(tmp_path / "arc", "arc_easy", [{"question": known, "choices": ["a", "b"], "letters": ["A", "B"], "answer": "A"}])
+    text = text_manifest(tmp_path / "text", ["a", "b", f"It said: {known}.", "c"], [])
+
+    def table(*tasks: str, text: Path = text) -> list[dict[str, Any]]:
+        config = json.dumps({"evaluations": [{"task": task} for task in tasks]})
+        contamination.main(["--config", config, "--text", str(text), "--evaluations", str(gsm8k), str(arc), "--table", str(tmp_path / "table.json")])
+        rows: list[dict[str, Any]] = json.loads((tmp_path / "table.json").read_text())["rows"]
+        return rows
+
+    first = table("gsm8k")
+    capsys.readouterr()
+    both = table("arc_easy", "gsm8k")
+    said = capsys.readouterr().err
+    assert "1 of 2 evaluations were counted before" in said and "arc_easy: 1 of 1 items" in said and "gsm8k: 1 of 1 items" not in said
+    assert both[1:] == first and both[0]["items_with_overlap"] == 1
+    other = text_manifest(tmp_path / "other", ["nothing"], [])
+    for folder in ("text", "other"):
+        (tmp_path / folder / "train-00000.parquet").unlink()
+    assert table("gsm8k", "arc_easy") == both[::-1]
+    with pytest.raises(UserError, match=r"train-00000.parquet"):
+        table("gsm8k", text=other)
+    for file in (tmp_path / "rows").iterdir():
+        file.write_text("{")
+    with pytest.raises(UserError, match=r"train-00000.parquet"):
+        table("gsm8k")
+
+
+def test_a_mixture_is_read_as_it_is_trained_on(tmp_path: Path) -> None:
+    inside, outside = sentence(30), sentence(30)
+    gsm8k = rows_manifest(tmp_path / "gsm8k", "gsm8k", [{"question": question, "answer": "#### 1"} for question in (inside, outside, f"{inside} {outside}")])
+    said = [{"messages": [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": f"{text} and so on"}]} for text in (inside, outside)]
+    chats = rows_manifest(tmp_path / "chats", "smoltalk_hf", [])
+    (tmp_path / "chats" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
+    write_manifest(chats, stage="fetch", config={"source": "smoltalk_hf"}, inputs={}, outputs=["train.jsonl"], counts={})
+
+    def held(**item: Any) -> int:
+        config = json.dumps({"evaluations": [{"task": "gsm8k"}], "mixture": [{"task": "smoltalk", **item}]})
+        contamination.main(["--config", config, "--data", str(chats), "--evaluations", str(gsm8k), "--table", str(tmp_path / "table.json")])
+        found: int = json.loads((tmp_path / "table.json").read_text())["rows"][0]["items_with_overlap"]
+        return found
+
+    assert held() == 3
+    assert held(rows=1) == 2, "the sample that is trained on, not the whole source"
 
 
 def test_numbers_are_the_same_in_another_process(tmp_path: Path) -> None:
@@ -125,7 +175,12 @@ def test_numbers_are_the_same_in_another_process(tmp_path: Path) -> None:
 def test_the_table_is_made_where_the_report_asks_for_it(workspace: Workspace) -> None:
     assert not any("contamination" in job for job in workspace.plan())
     workspace.configure(lambda experiment: experiment.update(report={"contamination": True}))
-    assert {job.split()[0] for job in workspace.plan()} == {"contamination", "report"}
-    workspace.build("results/contamination/tiny.json")
-    rows = json.loads(workspace.path("results/contamination/tiny.json").read_text(encoding="utf-8"))["rows"]
-    assert [row["task"] for row in rows] == ["arithmetic", "identity"]
+    assert workspace.plan() == {"contamination tiny", "contamination tiny.mid_train", "contamination tiny.chat_sft", "report"}
+    tables = [f"results/contamination/{text}.json" for text in ("tiny", "tiny.mid_train")]
+    workspace.build(*tables)
+    for table in tables:
+        assert [row["task"] for row in json.loads(workspace.path(table).read_text(encoding="utf-8"))["rows"]] == ["arithmetic", "identity"]
+    workspace.configure(lambda experiment: experiment["runs"]["tiny"]["evaluate"].update(long_arithmetic={"limit": 4, "phases": ["sft"]}))
+    assert workspace.plan() == {
+        "evaluate tiny sft long_arithmetic", "contamination tiny", "contamination tiny.mid_train", "contamination tiny.chat_sft", "report"
+    }  # fmt: skip

@@ -161,7 +161,7 @@ def test_evaluations_in_the_training_text_are_counted_and_a_wrong_table_is_refus
     with pytest.raises(UserError, match="each row needs task, items and items_with_overlap"):
         inputs_of({**files, "contamination": [path]})
     missing = inputs_of({**files, "contamination": [tmp_path / "results/contamination/other.json"]}).missing
-    assert [item.what for item in missing] == ["contamination of corpus other"]
+    assert [item.what for item in missing] == ["contamination of other"]
 
 
 # --- the same questions ------------------------------------------------------------------------------------------------

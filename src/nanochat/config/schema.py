@@ -382,7 +382,7 @@ class Report(Section):
     title: str = "nanochat report"
     runs: list[str] = []  # absent: every run
     gpu_hour_price: Rate = 0.0  # money per GPU and hour; 0: known cards by their usual price
-    contamination: bool = False  # count the evaluation items that share 13 words with the training text; reads all of it once more
+    contamination: bool = False  # count the evaluation items that share 13 words with the training text or a mixture; reads all of it once more
 
 
 class Experiment(Section):

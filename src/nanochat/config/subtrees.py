@@ -16,6 +16,7 @@ from nanochat.config.schema import (
     BaseTrain,
     ChatRl,
     Experiment,
+    MixtureItem,
     PositiveInt,
     Prepare,
     Run,
@@ -32,6 +33,8 @@ from nanochat.data.sources import SOURCES, Source
 from nanochat.errors import UserError
 from nanochat.recipes import RECIPES
 from nanochat.tasks import TASKS
+
+MIXED_STAGES = ("mid_train", "chat_sft")  # which train on a mixture of conversations
 
 
 class BaseTrainStage(BaseTrain):
@@ -97,6 +100,8 @@ class ContaminationStage(Section):
 
     evaluations: Annotated[list[EvaluatedRows], Field(min_length=1)]
     run_words: PositiveInt = 13
+    mixture: list[MixtureItem] = Field(default=[])  # of a tuning stage, in place of the text of a corpus
+    seed: Seed = 0  # of the mixture's samples
 
 
 class TokenizerStage(Section):
@@ -245,15 +250,33 @@ def evaluate_config(run: Run, task: str) -> dict[str, Any]:
     return dump(EvaluateStage(**run.evaluate[task].model_dump(exclude={"phases"}), task=task))
 
 
-def contamination_config(experiment: Experiment, corpus: str) -> dict[str, Any]:
-    """Subtree of stage contamination: what the reported runs on a corpus evaluate."""
-    rows = evaluated_rows(experiment, corpus)
-    return dump(ContaminationStage(evaluations=[EvaluatedRows(task=task, split=split, source=source) for task, split, source in rows]))
+def reported_runs(experiment: Experiment) -> list[str]:
+    """The runs that the report shows."""
+    return experiment.report.runs or list(experiment.runs)
 
 
-def evaluated_rows(experiment: Experiment, corpus: str) -> list[tuple[str, str, str | None]]:
-    """(task, split, source) that the reported runs on a corpus evaluate, each once; bpb is of the corpus itself. Of CORE the splits are its tasks."""
-    runs = [run for name, run in experiment.runs.items() if run.corpus == corpus and name in (experiment.report.runs or experiment.runs)]
+def overlap_texts(experiment: Experiment) -> dict[str, list[str]]:
+    """What the reported runs are trained on -> those runs: the name of a corpus, or RUN.STAGE for the mixture of a tuning stage."""
+    texts: dict[str, list[str]] = {}
+    for name in reported_runs(experiment):
+        run = experiment.runs[name]
+        for text in (run.corpus, *(f"{name}.{stage}" for stage in MIXED_STAGES if getattr(run, stage) is not None)):
+            texts.setdefault(text, []).append(name)
+    return texts
+
+
+def contamination_config(experiment: Experiment, text: str) -> dict[str, Any]:
+    """Subtree of stage contamination: what the reported runs evaluate that are trained on a text, one of `overlap_texts`."""
+    rows = evaluated_rows(experiment, text)
+    evaluations = [EvaluatedRows(task=task, split=split, source=source) for task, split, source in rows]
+    run, _, stage = text.partition(".")
+    mixed = {"mixture": getattr(experiment.runs[run], stage).mixture, "seed": experiment.runs[run].seed} if stage else {}
+    return dump(ContaminationStage(evaluations=evaluations, **mixed))
+
+
+def evaluated_rows(experiment: Experiment, text: str) -> list[tuple[str, str, str | None]]:
+    """(task, split, source) that the reported runs trained on a text evaluate, each once; bpb is of the corpus itself. Of CORE the splits are its tasks."""
+    runs = [experiment.runs[name] for name in overlap_texts(experiment).get(text, [])]
     found = [(task, rows.split, rows.source) for run in runs for task, rows in run.evaluate.items() if task in TASKS]
     for rows in [run.evaluate[CORE] for run in runs if CORE in run.evaluate]:
         found += [(CORE, label, rows.source) for _, label in task_rows(CORE, rows.split, rows.source) if not rows.tasks or label in rows.tasks]

@@ -120,7 +120,7 @@ class Inputs:
     text: tuple[Artifact, ...]  # prepared: the judgement of a corpus, and its chunks
     missing: tuple[Missing, ...]
     evaluations: dict[str, dict[str, Any]]  # tokenizer name -> evaluation.json
-    contamination: dict[str, tuple[dict[str, Any], ...]] = field(default_factory=dict)  # corpus -> rows, one for each task
+    contamination: dict[str, tuple[dict[str, Any], ...]] = field(default_factory=dict)  # corpus, or RUN.STAGE of a mixture -> rows, one for each task
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -239,7 +239,7 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
 
 def _contamination(path: Path, missing: list[Missing]) -> tuple[dict[str, Any], ...]:
     if not path.is_file():
-        missing.append(Missing(f"contamination of corpus {path.stem}", "not counted yet", build_command(path)))
+        missing.append(Missing(f"contamination of {path.stem}", "not counted yet", build_command(path)))
         return ()
     content = read_json(path)
     rows = content.get("rows") if isinstance(content, dict) else None

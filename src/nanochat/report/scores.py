@@ -105,20 +105,20 @@ def _parts(scores: Scores) -> list[Block]:
 
 
 def _contamination(inputs: Inputs) -> list[Block]:
-    """How much of each evaluation stands in the text of each corpus."""
+    """How much of each evaluation stands in each corpus and each mixture."""
     if not inputs.contamination:
         return []
     rows = [
         cells(
-            corpus,
+            name,
             title(str(row["task"])),
             str(row.get("split", ABSENT)),
             Cell(text.count(row["items"]), f"{row['items_too_short']:,} too short" if row.get("items_too_short") else ""),
             text.count(row["items_with_overlap"]),
             text.percent(row["items_with_overlap"] / row["items"]) if row["items"] else ABSENT,
         )
-        for corpus, found in inputs.contamination.items()
+        for name, found in inputs.contamination.items()
         for row in sorted(found, key=lambda row: -(row["items_with_overlap"] / row["items"] if row["items"] else 0.0))
     ]
-    table = Table(("Corpus", "Task", "Split", "Items", "with overlap", "Share"), tuple(rows), text_columns=3)
+    table = Table(("Text", "Task", "Split", "Items", "with overlap", "Share"), tuple(rows), text_columns=3)
     return [Heading("Evaluations in the training text"), Bullets((OVERLAP,)), table]
