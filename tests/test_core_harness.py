@@ -1,8 +1,7 @@
 """CORE's prompts and losses against lm-evaluation-harness on the same weights, item by item.
 
 Theirs are the prompts (their task files), the split into context and continuation, the logits (transformers' NanoChat) and the grading; ours is
-everything else. Left out where lm_eval is not installed. It wants packages that the lock does not hold: an environment of its own, or
-`pip install --no-deps --target FOLDER lm_eval==0.4.13 evaluate pytablewriter ...` and FOLDER in PYTHONPATH.
+everything else. Both read one model.safetensors, as stages write it. Left out where lm_eval is not installed: docs/how-to/core.md says how to.
 """
 
 import json
@@ -21,10 +20,12 @@ from nanochat.data.core import CORE_TASKS
 from nanochat.eval.core.bundle import IclTask
 from nanochat.eval.core.prompts import item_of
 from nanochat.eval.core.scoring import score_items
+from nanochat.model.config import ModelConfig
 from nanochat.model.gpt import GPT
+from nanochat.model.weights import load_weights, save_weights
 from nanochat.tokenizer import Tokenizer, train_tokenizer
 
-harness = pytest.importorskip("lm_eval", reason="lm_eval is not installed; the docstring says how to")
+harness = pytest.importorskip("lm_eval", reason="lm_eval is not installed (extra harness, docs/how-to/core.md)")
 
 TEXT = "Which animal barks? The dog barks at the cat, the cow gives milk. A man sits on a roof. He starts pulling. Question: Answer: 1 2 35 " * 6
 # rows as the datasets publish them, with what is awkward in them
@@ -79,6 +80,7 @@ def theirs(name: str, docs: list[dict[str, Any]], model: torch.nn.Module, tokeni
     from lm_eval import simple_evaluate
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks import TaskManager
 
     class Reference(TemplateLM):
         """Transformers' model behind the harness' requests."""
@@ -108,20 +110,26 @@ def theirs(name: str, docs: list[dict[str, Any]], model: torch.nn.Module, tokeni
     split = content.get("test_split") or content["validation_split"]
     rows: Callable[..., Any] = lambda **_: datasets.DatasetDict({split: datasets.Dataset.from_list(docs)})  # noqa: E731
     task = ConfigurableTask(config={**content, "training_split": None, "validation_split": None, "test_split": split, "custom_dataset": rows})
-    found = simple_evaluate(model=Reference(), tasks=[task], num_fewshot=0, log_samples=True, bootstrap_iters=0)
+    known = TaskManager(include_defaults=False)  # they would read 14,000 task files, most of the work of this test
+    found = simple_evaluate(model=Reference(), tasks=[task], num_fewshot=0, log_samples=True, bootstrap_iters=0, task_manager=known)
     samples: list[dict[str, Any]] = sorted(found["samples"][content["task"]], key=lambda sample: sample["doc_id"])
     return samples
 
 
-def compare(label: str, name: str, ours: list[dict[str, Any]], docs: list[dict[str, Any]], tokenizer: Tokenizer, sequence_len: int = 96) -> tuple[int, int]:
+def shape_for(tokenizer: Tokenizer) -> ModelConfig:
+    """The classic recipe, which transformers knows."""
+    return config(CLASSIC, vocab_size=tokenizer.vocab_size, sequence_len=96)
+
+
+def compare(label: str, name: str, ours: list[dict[str, Any]], docs: list[dict[str, Any]], tokenizer: Tokenizer, weights: Path) -> tuple[int, int]:
     """Assert that both say the same of every row; how many rows there are, and in how many CORE's rule (mean) chooses another than theirs (sum)."""
-    shape = config(CLASSIC, vocab_size=tokenizer.vocab_size, sequence_len=sequence_len)
-    model = grown(shape)
+    model = GPT(shape_for(tokenizer))
+    load_weights(model, weights)
     said = theirs(name, docs, reference_of(model), tokenizer, tokenizer.vocab_size)
     task = IclTask(label, CORE_TASKS[label].kind, 0, CORE_TASKS[label].delimiter, 0.0, ours, "")
     others = 0
     for index, sample in enumerate(said):
-        item = item_of(task, ours, index, tokenizer, max_tokens=sequence_len)
+        item = item_of(task, ours, index, tokenizer, max_tokens=model.config.sequence_len)
         (scored,) = score_items(model, [item])
         resps = [response[0] if isinstance(response[0], (list, tuple)) else response for response in sample["resps"]]
         if item.gold is None:
@@ -147,17 +155,19 @@ def words_it_would_say(model: GPT, tokenizer: Tokenizer) -> list[dict[str, Any]]
     return found
 
 
-def test_three_tasks_are_scored_as_the_harness_scores_them() -> None:
+def test_three_tasks_are_scored_as_the_harness_scores_them(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_json(train_tokenizer([TEXT], 320))
+    model, weights = grown(shape_for(tokenizer)), tmp_path / "model.safetensors"
+    save_weights(model, weights)
     raw = [{"question": row["question"], "choices": {"text": row["choices"], "label": list("ABCD")[: len(row["choices"])]}} for row in ARC]
     published = [{**row, "answerKey": "ABCD"[known["gold"]]} for row, known in zip(raw, ARC, strict=True)]
-    assert compare("arc_easy", "arc_easy", [readers_core.arc(row) for row in ARC], published, tokenizer)[0] == len(ARC)
-    assert compare("hellaswag_zeroshot", "hellaswag", [readers_core.hellaswag(row) for row in HELLASWAG], HELLASWAG, tokenizer)[0] == len(HELLASWAG)
-    passages = [*LAMBADA, *words_it_would_say(grown(config(CLASSIC, vocab_size=tokenizer.vocab_size, sequence_len=96)), tokenizer)]
+    assert compare("arc_easy", "arc_easy", [readers_core.arc(row) for row in ARC], published, tokenizer, weights)[0] == len(ARC)
+    assert compare("hellaswag_zeroshot", "hellaswag", [readers_core.hellaswag(row) for row in HELLASWAG], HELLASWAG, tokenizer, weights)[0] == len(HELLASWAG)
+    passages = [*LAMBADA, *words_it_would_say(model, tokenizer)]
     assert len(passages) > len(LAMBADA), "some are right"
     texts = [{"text": f"{row['query']} {row['choices'][0]}"} for row in passages]
-    assert compare("lambada_openai", "lambada_openai", [readers_core.lambada(row) for row in passages], texts, tokenizer)[0] == len(passages)
+    assert compare("lambada_openai", "lambada_openai", [readers_core.lambada(row) for row in passages], texts, tokenizer, weights)[0] == len(passages)
     # the comparison sees a prompt that is another
     changed = [json.loads(json.dumps(readers_core.arc(row)).replace("Question", "Problem")) for row in ARC]
     with pytest.raises(AssertionError):
-        compare("arc_easy", "arc_easy", changed, published, tokenizer)
+        compare("arc_easy", "arc_easy", changed, published, tokenizer, weights)
