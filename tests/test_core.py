@@ -205,7 +205,7 @@ def test_the_shared_beginning_is_read_once(tokenizer: Tokenizer, monkeypatch: py
     model, task = model_of(tokenizer), task_of("multiple_choice")
     items = [item_of(task, task.rows, index, tokenizer, max_tokens=160) for index in range(8)]
     read, hidden = [], model.hidden
-    monkeypatch.setattr(model, "hidden", lambda ids, cache=None: (read.append(ids.numel()), hidden(ids, cache))[1])
+    monkeypatch.setattr(model, "hidden", lambda ids, cache=None, at=None: (read.append(ids.numel()), hidden(ids, cache, at))[1])
     for batch in batches(items, rows=1, context=160):
         score_items(model, batch)
     alone = sum(len(text) for item in items for text in item.sequences)

@@ -29,7 +29,7 @@ def read_by(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one for each forward pass."""
     passes: list[int] = []
     hidden = GPT.hidden
-    monkeypatch.setattr(GPT, "hidden", lambda self, *given: (passes.append(1), hidden(self, *given))[1])
+    monkeypatch.setattr(GPT, "hidden", lambda self, *given, **named: (passes.append(1), hidden(self, *given, **named))[1])
     return passes
 
 

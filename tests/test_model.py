@@ -337,6 +337,25 @@ def test_rows_of_different_lengths_share_a_cache(variant: dict[str, Any]) -> Non
             assert torch.allclose(logits[place, 0], model(rows[row])[0, lengths[row] + step], atol=2e-5)
 
 
+@pytest.mark.parametrize("variant", [*VARIANTS, {"depth": 1}, {"depth": 2}])
+@torch.inference_mode()
+def test_positions_that_are_asked_for_have_the_states_that_they_have_among_all(variant: dict[str, Any]) -> None:
+    model = shaken(config(**variant))
+    length = min(model.config.sequence_len - 8, 300)
+    ids, more = some_ids(2, length), some_ids(2, 6, seed=1)
+    at = torch.tensor([[0, length - 1, 7], [length // 2, 3, 3]])
+    states = model.hidden(ids)
+    assert torch.allclose(model.hidden(ids, at=at), torch.stack([row[places] for row, places in zip(states, at, strict=True)]), atol=1e-5)
+    whole, asked = KVCache(model.config, 2), KVCache(model.config, 2)
+    model.hidden(ids, whole)
+    model.hidden(ids, asked, at)
+    for cache in (whole, asked):
+        cache.truncate([length, length - 9])
+    states, at = model.hidden(more, whole), torch.tensor([[5], [2]])
+    assert torch.allclose(model.hidden(more, asked, at)[:, 0], torch.stack([states[0, 5], states[1, 2]]), atol=1e-5)
+    assert whole.lengths == asked.lengths
+
+
 def test_positions_beyond_the_context_are_refused() -> None:
     model = GPT(config())
     with pytest.raises(ValueError, match="T=49: longer than sequence_len=48"):

@@ -1,6 +1,6 @@
 """Causal attention variants by name. Positions, masks and the cache of one forward pass travel in a `Context`.
 
-Legend: B rows, T new positions, K visible positions, H heads, D channels of a head, C width.
+Legend: B rows, T new positions, M of them that are asked, K visible positions, H heads, D channels of a head, C width.
 """
 
 import math
@@ -26,9 +26,21 @@ class Context:
     cache: KVCache | None = None
     masks: dict[int | None, Tensor | None] = field(default_factory=dict)
     windowed: Windowed | None = None  # for windows that hide something, in training on a GPU
+    at: Tensor | None = None  # (B, M): the positions whose output is asked for; None: all, M = T
+
+    def picked(self, x: Tensor) -> Tensor:
+        """What stands at the positions that are asked for: x (B, T, ...) -> (B, M, ...)."""
+        return x if self.at is None else x[torch.arange(len(self.at), device=x.device)[:, None], self.at]
+
+    def query_turns(self) -> tuple[Tensor, Tensor]:
+        """cos and sin of the queries."""
+        if self.at is None:
+            return self.cos, self.sin
+        rows = len(self.at)
+        return self.picked(self.cos.expand(rows, -1, -1, -1)), self.picked(self.sin.expand(rows, -1, -1, -1))
 
     def mask(self, window: int | None, count: int, device: torch.device) -> Tensor | None:
-        """Boolean mask (T, K) or (B, 1, T, K) of what a query sees; None: plain causal, or one query that sees everything."""
+        """Boolean mask (M, K) or (B, 1, M, K) of what a query sees; None: plain causal, or one query that sees everything."""
         if window not in self.masks:
             self.masks[window] = self._mask(window, count, device)
         return self.masks[window]
@@ -36,13 +48,15 @@ class Context:
     def _mask(self, window: int | None, count: int, device: torch.device) -> Tensor | None:
         lengths = [0] if self.cache is None else self.cache.lengths
         uniform, end = len(set(lengths)) == 1, max(lengths) + count
-        if (window is None or window >= end) and uniform and (count == 1 or end == count):
+        if self.at is None and (window is None or window >= end) and uniform and (count == 1 or end == count):
             return None
-        if uniform:
+        if self.at is None and uniform:
             queries = torch.arange(lengths[0], end, device=device)[:, None]
+        elif self.cache is None:
+            assert self.at is not None
+            queries = self.at[:, None, :, None]
         else:
-            assert self.cache is not None
-            queries = self.cache.positions(count)[:, None, :, None]
+            queries = self.picked(self.cache.positions(count))[:, None, :, None]
         distance = queries - torch.arange(end, device=device)
         return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
 
@@ -63,7 +77,7 @@ class FullAttention(nn.Module):
         self.gate = Linear(min(GATE_CHANNELS, config.width), config.kv_heads) if has_gate else None
 
     def forward(self, x: Tensor, context: Context, value_embedding: Tensor | None = None) -> Tensor:
-        """Attend from x (B, T, C); `value_embedding` (B, T, Hkv * D) is added to the values through a gate."""
+        """x (B, T, C) -> (B, M, C); `value_embedding` (B, T, Hkv * D) is added to the values through a gate."""
         B, T = x.shape[:2]
         q, k, v = self._project(x, context)
         if value_embedding is not None:
@@ -83,21 +97,21 @@ class FullAttention(nn.Module):
         return self._merge(y.transpose(1, 2))
 
     def _merge(self, heads: Tensor) -> Tensor:
-        """Heads (B, T, H, D) mixed into (B, T, C)."""
+        """Heads (B, M, H, D) mixed into (B, M, C)."""
         out: Tensor = self.output(heads.flatten(2))
         return out
 
     def _project(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries (B, T, H, D) and keys (B, T, Hkv, D), and values."""
+        """Rotated queries (B, M, H, D) and keys (B, T, Hkv, D), and values."""
         B, T, _ = x.shape
         if context.cache is None and kernels.applies_to(x):
             weights = self.query.weight, self.key.weight, self.value.weight
             return kernels.projections(x, weights, context.cos, context.sin, head_dim=self.head_dim, qk_norm=self.qk_norm)
-        q = self.query(x).view(B, T, self.heads, self.head_dim)
+        q = self.query(context.picked(x)).view(B, -1, self.heads, self.head_dim)
         k = self.key(x).view(B, T, self.kv_heads, self.head_dim)
         v = self.value(x).view(B, T, self.kv_heads, self.head_dim)
         turn = rotated_norm if self.qk_norm else rotate
-        return turn(q, context.cos, context.sin), turn(k, context.cos, context.sin), v
+        return turn(q, *context.query_turns()), turn(k, context.cos, context.sin), v
 
 
 ATTENTION = {"full": FullAttention}

@@ -3,6 +3,7 @@
 Legend: B rows, T positions, C width, V vocabulary. Weights are fp32; activations have the dtype given to GPT.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Literal, overload
 
@@ -43,8 +44,8 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, context: Context, value_embedding: Tensor | None = None) -> Tensor:
-        """x (B, T, C) -> (B, T, C)."""
-        x = x + self.attention(norm(x), context, value_embedding)
+        """x (B, T, C) -> (B, M, C), at the positions that the context asks for."""
+        x = context.picked(x) + self.attention(norm(x), context, value_embedding)
         if kernels.applies_to(x):
             return kernels.residual_mlp(x, self.mlp.up.weight, self.mlp.down.weight)
         y: Tensor = x + self.mlp(norm(x))
@@ -100,8 +101,11 @@ class GPT(nn.Module):
         """Logits (B, T, V) in fp32 for ids (B, T). With a cache, ids continue its rows and are added to it."""
         return self.logits(self.hidden(ids, cache))
 
-    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Normalised output of the last block (B, T, C)."""
+    def hidden(self, ids: Tensor, cache: KVCache | None = None, at: Tensor | None = None) -> Tensor:
+        """Normalised output of the last block (B, T, C).
+
+        `at` (B, M), without gradients: at these positions of ids alone (B, M, C); of the others the last block computes keys and values, no more.
+        """
         context, previous = self._context(ids, cache)
         x = norm(self.embedding(ids).to(self.dtype))
         if self.config.smear:
@@ -111,6 +115,10 @@ class GPT(nn.Module):
             for window in set(self.config.windows):
                 context.mask(window, ids.shape[1], ids.device)
         for layer in range(self.config.depth):
+            if at is not None and layer == self.config.depth - 1:
+                assert not torch.is_grad_enabled()
+                context = replace(context, at=at, masks={})
+                middle = context.picked(middle)
             if self.recompute and cache is None and torch.is_grad_enabled():
                 x = recomputed(partial(self._layer, layer, ids, context), x, x0)
             else:
@@ -164,7 +172,7 @@ class GPT(nn.Module):
         return Context(self.cos[positions].to(self.dtype), self.sin[positions].to(self.dtype), cache), previous
 
     def _layer(self, layer: int, ids: Tensor, context: Context, x: Tensor, x0: Tensor) -> Tensor:
-        """x (B, T, C) -> (B, T, C); x0: input of the first block."""
+        """x (B, T, C) -> (B, M, C); x0: input of the first block."""
         if self.config.residual_lambdas:
             x = self.residual_lambdas[layer].to(x.dtype) * x + self.x0_lambdas[layer].to(x.dtype) * x0
         key = str(layer)

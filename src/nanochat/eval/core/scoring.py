@@ -102,8 +102,10 @@ def _straight(model: GPT, items: Sequence[Item]) -> Tensor:
     """Hidden states (N, C) before each token that counts; each text is read as a whole."""
     texts = [(ids, start) for item in items for ids, start in zip(item.sequences, item.starts, strict=True)]
     device = model.head.weight.device
-    hidden = model.hidden(_padded([ids[:-1] for ids, _ in texts], device))  # (R, T, C)
-    return _before(hidden, [(row, start - 1, len(ids) - 1) for row, (ids, start) in enumerate(texts)])
+    counts = [len(ids) - start for ids, start in texts]
+    at = torch.tensor([[min(start - 1 + place, len(ids) - 2) for place in range(max(counts))] for ids, start in texts], device=device)
+    hidden = model.hidden(_padded([ids[:-1] for ids, _ in texts], device), at=at)  # (R, M, C)
+    return _before(hidden, [(row, 0, count) for row, count in enumerate(counts)])
 
 
 def _branched(model: GPT, items: Sequence[Item]) -> Tensor:
@@ -114,8 +116,8 @@ def _branched(model: GPT, items: Sequence[Item]) -> Tensor:
     owner = [place for place, item in enumerate(items) for _ in item.sequences]
     widest = max(map(len, tails))
     cache = KVCache(model.config, len(items), capacity=max(shared) + widest, device=device, dtype=model.dtype)
-    heads = model.hidden(_padded([item.sequences[0][:length] for item, length in zip(items, shared, strict=True)], device), cache)
-    ends = heads[torch.arange(len(items), device=device), torch.tensor(shared, device=device) - 1]  # (B, C)
+    last = torch.tensor(shared, device=device)[:, None] - 1
+    ends = model.hidden(_padded([item.sequences[0][:length] for item, length in zip(items, shared, strict=True)], device), cache, last)[:, 0]  # (B, C)
     cache.truncate(shared)
     if not widest:
         return ends[torch.tensor(owner, device=device)]
