@@ -17,7 +17,7 @@ from nanochat.artifacts import write_manifest
 from nanochat.data.core import CORE_TASKS, core_index
 from nanochat.errors import UserError
 from nanochat.eval.core.bundle import IclTask, load_tasks, read_task_rows
-from nanochat.eval.core.prompts import Item, check_limit, encode_all, examples_of, item_of, shuffled, texts_of
+from nanochat.eval.core.prompts import Item, check_limit, encode_all, examples_of, item_of, sharing, shuffled, texts_of
 from nanochat.eval.core.score import Answers, ask_rows, core_result
 from nanochat.eval.core.scoring import batches, score_items
 from nanochat.eval.intervals import wilson
@@ -211,6 +211,27 @@ def test_the_shared_beginning_is_read_once(tokenizer: Tokenizer, monkeypatch: py
     alone = sum(len(text) for item in items for text in item.sequences)
     least = sum(item.shared + sum(len(text) - item.shared - 1 for text in item.sequences) for item in items)
     assert least <= sum(read) < 0.6 * alone
+
+
+def test_questions_about_the_same_story_read_it_once(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = random.Random(3)
+    stories = [words(draws, 12, 14) for _ in range(3)]
+    rows = [{"context": f"{stories[number % 3]} {words(draws, 1, 4)}", "continuation": words(draws, 1, 3)} for number in range(12)]
+    model, task = model_of(tokenizer), task_of("language_modeling", shots=0, rows=rows)
+    read, hidden = [], model.hidden
+    monkeypatch.setattr(model, "hidden", lambda ids, cache=None, at=None: (read.append(ids.numel()), hidden(ids, cache, at))[1])
+    answers: dict[int, dict[str, Any]] = {}
+    ask_rows(model, tokenizer, task, rows, list(range(12)), answers.__setitem__, batch_rows=8)
+    items = [item_of(task, rows, index, tokenizer, max_tokens=160) for index in range(12)]
+    assert sum(read) < 0.6 * sum(len(item.sequences[0]) for item in items)
+    shared = sharing(items)
+    assert len({item.head for item in shared}) == 3 and sorted(item.index for item in shared) == list(range(12))
+    for index in range(0, 12, 2):  # every second one is what the model says itself
+        ids, start = items[index].sequences[0], items[index].starts[0]
+        items[index] = Item(index, [[*ids[:start], int(model(torch.tensor([ids[:start]]))[0, -1].argmax())]], [start], start, None, False)
+    for rows_in_a_pass in (1, 2, 8):
+        batched = [one for batch in batches(sharing(items), rows=rows_in_a_pass, context=160) for one in score_items(model, batch)]
+        assert {one.index: one.is_greedy for one in batched} == {item.index: one_by_one(model, item, tokenizer.bos)[1] for item in items}
 
 
 # --- the number ------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ Before it, each worked example in the same form with its right answer, and an em
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nanochat.data.core import LISTS
@@ -27,9 +27,14 @@ class Item:
     index: int
     sequences: list[list[int]]
     starts: list[int]
-    shared: int  # tokens from the beginning that are the same in every text and stand before those that count
+    shared: int  # tokens from the beginning that are the same in every text (and in items that begin alike) and stand before those that count
     gold: int | None
     is_cut: bool  # it was too long, and the beginning of its worked examples is missing
+
+    @property
+    def head(self) -> tuple[int, ...]:
+        """The shared tokens."""
+        return tuple(self.sequences[0][: self.shared])
 
 
 def shuffled(rows: Sequence[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:
@@ -94,6 +99,19 @@ def item_of(task: IclTask, rows: Sequence[dict[str, Any]], index: int, tokenizer
     starts = [max(1, len(ids) - count) for ids, count in zip(kept, counted, strict=True)]
     shared = min(_common(*kept), *starts)
     return Item(index, kept, starts, shared, row["gold"] if task.kind in LISTS else None, kept != sequences)
+
+
+def sharing(items: Sequence[Item]) -> list[Item]:
+    """Items of one text each: those that have half of their tokens or more in common, from the beginning, share that."""
+    groups: list[list[Item]] = []
+    for item in sorted(items, key=lambda item: item.sequences[0]):
+        if groups and 2 * _common(groups[-1][0].sequences[0], item.sequences[0]) >= len(item.sequences[0]):
+            groups[-1].append(item)
+        else:
+            groups.append([item])
+    # in order, the first and the last of a group have the least in common
+    shares = [min(_common(group[0].sequences[0], group[-1].sequences[0]), *(item.shared for item in group)) for group in groups]
+    return [replace(item, shared=shared) for group, shared in zip(groups, shares, strict=True) for item in group]
 
 
 def encode_all(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:

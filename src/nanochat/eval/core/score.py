@@ -10,7 +10,7 @@ from typing import Any
 from nanochat.data.core import CORE_TASKS, core_name
 from nanochat.eval.chatcore import centred
 from nanochat.eval.core.bundle import IclTask
-from nanochat.eval.core.prompts import item_of
+from nanochat.eval.core.prompts import item_of, sharing
 from nanochat.eval.core.scoring import CPU_BATCH_TOKENS, NotFiniteError, batches, score_items
 from nanochat.eval.intervals import interval_of_mean, wilson
 from nanochat.eval.results import NotAvailableError
@@ -42,8 +42,11 @@ def ask_rows(
     """Ask these of the rows of a task and hand each answer to `keep`. Raises NotAvailableError if the model gives a number that is none."""
     block, context = batch_rows * BLOCK_BATCHES, model.config.sequence_len
     tokens = CPU_BATCH_TOKENS if model.head.weight.device.type == "cpu" else None
+    if is_one_text := task.kind == "language_modeling":  # questions about the same story into the same block
+        places = sorted(places, key=lambda index: str(rows[index]["context"]))
     for start in range(0, len(places), block):
         items = [item_of(task, rows, index, tokenizer, max_tokens=context) for index in places[start : start + block]]
+        items = sharing(items) if is_one_text else items
         for batch in batches(items, rows=batch_rows, context=context, tokens=tokens):
             try:
                 scored = score_items(model, batch)

@@ -1,4 +1,4 @@
-"""Losses of the texts of many items at once. What the texts of an item have in common is read once, over a KV cache.
+"""Losses of the texts of many items at once. What the texts of an item, or items that begin alike, have in common is read once, over a KV cache.
 
 Legend: B items, R texts, T positions, C width, N tokens that count, V vocabulary.
 """
@@ -53,15 +53,19 @@ class Scored:
 def batches(items: Sequence[Item], *, rows: int, context: int, tokens: int | None = None) -> Iterator[list[Item]]:
     """Items of similar length, at most `rows` texts and about `tokens` tokens in a batch (one item at least), that fit into the context side by side."""
     batch: list[Item] = []
+    heads: set[tuple[int, ...]] = set()
     size = widest = longest = 0
     for item in sorted(items, key=lambda item: (item.shared, max(map(len, item.sequences)), item.index), reverse=True):
         texts, shared = len(item.sequences), item.shared
         tail, head = max(map(len, item.sequences)) - shared, max(longest, shared)
-        read = (len(batch) + 1) * head + (size + texts) * max(widest, tail)
-        if batch and (size + texts > rows or (tokens and read > tokens) or head + max(widest, tail) > context):
+        together = heads | {item.head}
+        read = len(together) * head + (size + texts) * max(widest, tail)
+        is_wide = tokens is not None and read > tokens and len(together) > 1  # what follows one beginning is read text by text
+        if batch and (size + texts > rows or is_wide or head + max(widest, tail) > context):
             yield batch
-            batch, size, widest, head = [], 0, 0, shared
+            batch, together, size, widest, head = [], {item.head}, 0, 0, shared
         batch.append(item)
+        heads = together
         size, widest, longest = size + texts, max(widest, tail), head
     if batch:
         yield batch
@@ -70,8 +74,8 @@ def batches(items: Sequence[Item], *, rows: int, context: int, tokens: int | Non
 @torch.inference_mode()
 def score_items(model: GPT, items: Sequence[Item]) -> list[Scored]:
     """What the model says to each item of a batch."""
-    several = len(items[0].sequences) > 1 and min(item.shared for item in items) >= SHARE_FROM
-    hidden = _branched(model, items) if several else _straight(model, items)  # (N, C)
+    is_shared = len({item.head for item in items}) < sum(len(item.sequences) for item in items)
+    hidden = _branched(model, items) if is_shared and min(item.shared for item in items) >= SHARE_FROM else _straight(model, items)  # (N, C)
     device = hidden.device
     targets = torch.tensor([token for item in items for ids, start in zip(item.sequences, item.starts, strict=True) for token in ids[start:]], device=device)
     counts = [len(ids) - start for item in items for ids, start in zip(item.sequences, item.starts, strict=True)]
@@ -105,33 +109,29 @@ def _straight(model: GPT, items: Sequence[Item]) -> Tensor:
     counts = [len(ids) - start for ids, start in texts]
     at = torch.tensor([[min(start - 1 + place, len(ids) - 2) for place in range(max(counts))] for ids, start in texts], device=device)
     hidden = model.hidden(_padded([ids[:-1] for ids, _ in texts], device), at=at)  # (R, M, C)
-    return _before(hidden, [(row, 0, count) for row, count in enumerate(counts)])
+    return torch.cat([state[:count] for state, count in zip(hidden, counts, strict=True)])
 
 
 def _branched(model: GPT, items: Sequence[Item]) -> Tensor:
-    """As _straight; the common beginning of an item's texts is read once and kept in the cache, the rest of each text follows it."""
+    """As _straight; each common beginning is read once and kept in the cache, the rest of each text follows it."""
     device = model.head.weight.device
-    shared = [item.shared for item in items]
-    tails = [ids[length:-1] for item, length in zip(items, shared, strict=True) for ids in item.sequences]
-    owner = [place for place, item in enumerate(items) for _ in item.sequences]
-    widest = max(map(len, tails))
-    cache = KVCache(model.config, len(items), capacity=max(shared) + widest, device=device, dtype=model.dtype)
-    last = torch.tensor(shared, device=device)[:, None] - 1
-    ends = model.hidden(_padded([item.sequences[0][:length] for item, length in zip(items, shared, strict=True)], device), cache, last)[:, 0]  # (B, C)
+    places = {head: place for place, head in enumerate(dict.fromkeys(item.head for item in items))}
+    shared = [len(head) for head in places]
+    tails = [ids[item.shared : -1] for item in items for ids in item.sequences]
+    owner = [places[item.head] for item in items for _ in item.sequences]
+    starts = [start - item.shared for item in items for start in item.starts]
+    cache = KVCache(model.config, len(places), capacity=max(shared) + max(map(len, tails)), device=device, dtype=model.dtype)
+    ends = model.hidden(_padded(list(places), device), cache, torch.tensor(shared, device=device)[:, None] - 1)[:, 0]  # (B, C)
     cache.truncate(shared)
-    if not widest:
-        return ends[torch.tensor(owner, device=device)]
-    after = model.hidden(_padded(tails, device), cache.select(owner))  # (R, T, C)
-    states = torch.cat([ends[torch.tensor(owner, device=device)][:, None], after], dim=1)  # position 0: the last of the common beginning
-    starts = [start - shared[place] for place, item in enumerate(items) for start in item.starts]
-    return _before(states, [(row, start, len(tail) + 1) for row, (start, tail) in enumerate(zip(starts, tails, strict=True))])
-
-
-def _before(states: Tensor, places: Sequence[tuple[int, int, int]]) -> Tensor:
-    """The states of rows from one position up to another (N, C)."""
-    rows = torch.tensor([row for row, first, end in places for _ in range(first, end)], device=states.device)
-    columns = torch.tensor([column for _, first, end in places for column in range(first, end)], device=states.device)
-    return states[rows, columns]
+    states = [ends[place][None] for place in owner]  # of each text, from the last of its beginning on
+    is_alone = len(places) == 1 and device.type == "cpu"  # each text is written behind the one beginning in turn, which is not copied and nothing is padded
+    for rows in [[row] for row in range(len(tails))] if is_alone else [range(len(tails))]:
+        if any(tails[row] for row in rows):
+            after = model.hidden(_padded([tails[row] for row in rows], device), cache if is_alone else cache.select([owner[row] for row in rows]))  # (R, T, C)
+            cache.truncate(shared)
+            for row, state in zip(rows, after, strict=True):
+                states[row] = torch.cat([states[row], state[: len(tails[row])]])
+    return torch.cat([state[start:] for state, start in zip(states, starts, strict=True)])
 
 
 def _padded(texts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
