@@ -5,6 +5,8 @@ A program that tries what must be refused asserts that it is, so that "passed" m
 
 import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -55,6 +57,7 @@ ATTACKS = {
     "a clone that is no thread": ("calls", "assert libc.syscall({'x86_64': 56, 'aarch64': 220}[os.uname().machine], 0x100 | 17, 0, 0, 0, 0) == -1"),
     "a clone with hidden flags": ("calls", "assert libc.syscall(435, bytes(88), 88) == -1"),
     "segments and queues": ("calls", "assert [libc.shmget(0, 4096, 0o1600), libc.msgget(0, 0o1600), libc.semget(0, 9, 0o1600)] == [-1] * 3"),
+    "empty files without end": ("files", "assert refused(lambda: [os.mknod(str(n)) for n in range(20_000)])"),
     "names without end": ("files", "def fill():\n    for n in range(100_000): open(f'{n}', 'xb', buffering=0).write(bytes(4096))\nassert refused(fill)"),
 }
 
@@ -231,6 +234,30 @@ for _ in range(1000):
 """
     found = sandbox.run(program, wall_s=TIMEOUT_S)
     assert found.outcome == "output" and found.seconds < TIMEOUT_S + sandbox.GRACE_S
+
+
+def run_as_root_of_a_user_namespace(program: str, before: str = "") -> str:
+    """What `program` prints in a sandbox of a process that is root there alone, and was started with the shell's words `before`."""
+    caller = f"from nanochat import sandbox; print(sandbox.run({program!r}, wall_s=3).output)"
+    command = ["unshare", "--user", "--map-root-user", "sh", "-c", f'{before} "$0" -c "$1"', sys.executable, caller]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no such process can be made here: {done.stderr[-200:]}")
+    return done.stdout
+
+
+def test_root_without_a_user_of_its_own_cannot_change_the_kernels_settings() -> None:
+    """Its files are read-only, though it owns them."""
+    said = run_as_root_of_a_user_namespace("place = '/proc/sys/vm/swappiness'\nvalue = open(place).read()\nopen(place, 'w').write(value)")
+    assert "Error: [Errno" in said, said
+
+
+def test_a_program_that_kills_its_keeper_ends_with_it() -> None:
+    """It can where no namespace and no user of its own is granted."""
+    bare = "echo 0 > /proc/sys/user/max_user_namespaces; exec setpriv --inh-caps=-all --bounding-set=-all"
+    program = "import os, time\nos.setsid()\nprint(os.getpid(), flush=True)\nos.kill(os.getppid(), 9)\ntime.sleep(20)"
+    worker = Path("/proc") / run_as_root_of_a_user_namespace(program, bare).strip()
+    assert worker.name.isdigit() and (not worker.exists() or "zombie" in (worker / "status").read_text())
 
 
 def test_there_are_forty_hostile_programs_and_more() -> None:

@@ -31,6 +31,7 @@ SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 442, -100, 0x8000
 CAPABILITY_VERSION_3, CAP_DAC_READ_SEARCH = 0x20080522, 1 << 2
 FIRST_OWN_UID = 2_000_000  # above the users that systems hand out
 POLL_S = 0.01
+FILES = 4096  # on the memory disk: an empty one takes a kilobyte of the kernel's memory and nothing of the disk's
 # System calls that take memory which no limit of one process counts (more processes; segments, files and queues in memory; rings), or open wide
 # doors of the kernel: name -> number on x86_64, on aarch64. clone is refused but for threads. A nested namespace could mount memory disks.
 REFUSED_CALLS: dict[str, tuple[int | None, int | None]] = {
@@ -99,8 +100,8 @@ def hide_files(folder: str, uid: int, megabytes: int) -> bool:
     for place in ("/run", os.path.expanduser("~")):  # sockets and secrets of the user
         if os.path.isdir(place) and not any(is_under(path, place) for path in [*needed, scratch]):
             mount("none", place, "tmpfs", MS_NOSUID_NODEV | MS_NOEXEC | MS_RDONLY, "size=4k")
-    mount("proc", "/proc", "proc", MS_NOSUID_NODEV | MS_NOEXEC)
-    done = mount("none", scratch, "tmpfs", MS_NOSUID_NODEV, f"size={megabytes}m,mode=0700,uid={uid}")
+    mount("proc", "/proc", "proc", MS_NOSUID_NODEV | MS_NOEXEC | MS_RDONLY)  # root without capabilities still owns the kernel's settings
+    done = mount("none", scratch, "tmpfs", MS_NOSUID_NODEV, f"size={megabytes}m,nr_inodes={FILES},mode=0700,uid={uid}")
     os.chdir(scratch)
     return done
 
@@ -170,6 +171,7 @@ def work(request: dict[str, Any], user: tuple[int, int] | None, granted: list[st
         keep_capabilities(0)
     else:
         become(*user)
+    call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # without namespaces, as the user that it is, a program can kill its keeper
     megabyte = 1 << 20
     for name, value in (
         ("RLIMIT_CPU", math.ceil(request["cpu_s"])),
