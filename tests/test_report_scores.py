@@ -1,6 +1,7 @@
 """What the report says of CORE, of parts and measures, of the same questions, of several runs, of reinforcement learning and of bad steps."""
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,13 +58,24 @@ def test_scores_of_an_earlier_model_are_marked_and_count_nowhere(tmp_path: Path)
 
 def test_scores_of_a_stage_that_is_trained_again_are_marked(tmp_path: Path) -> None:
     files = finished_run(tmp_path)
+    assert "SFT:\n" in pages(files)[0][: pages(files)[0].index("## Scores in detail")]
     files["run_manifests"][2].unlink()
     markdown = pages(files)[0]
+    assert "SFT:\n" not in markdown[: markdown.index("## Scores in detail")], "samples of the earlier model"
     assert table(markdown, "| Metric | BASE")["MMLU"][2] == "0.3100 (earlier model)"
     assert "of SFT, run tiny: of an earlier SFT; the present one has not finished; build it with" in markdown
     assert "- **ChatCORE-5**: not available" in markdown
     only = pages({**files, "scores": files["scores"][:1]})[0]
     assert "- **ChatCORE-5**: not available (every score is of an earlier model)" in only and "Not available: no model shown has been evaluated." in only
+
+
+@pytest.mark.parametrize("wrong", [{"score": "high"}, {"score": math.nan}, {"interval": [0.1]}, {"interval": [0.1, "x"]}, {"baseline": "x"}])
+def test_a_score_that_is_no_number_is_one_sentence(tmp_path: Path, wrong: dict[str, object]) -> None:
+    files = finished_run(tmp_path)
+    path = score(tmp_path, "tiny", "sft", "mmlu", files["run_manifests"][2])
+    write_text(path, json.dumps({**json.loads(path.read_text()), **wrong}))
+    with pytest.raises(UserError, match=re.escape(f"{path}: score=")):
+        inputs_of(files)
 
 
 # --- CORE ------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ What does not exist is remembered with the command that builds it; a report of a
 """
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -221,7 +222,7 @@ def _training(path: Path, missing: list[Missing]) -> Training:
         run=run,
         phase=PHASE_OF_STAGE[stage],
         metrics=tuple(metrics),
-        samples=tuple(json_beside(path.parent, "samples.json", [])),
+        samples=tuple(json_beside(path.parent, "samples.json", [])) if item.finished else (),  # before its end they are of an earlier model
         model=json_beside(path.parent, "model.json", {}),
     )
 
@@ -305,6 +306,9 @@ def _score(path: Path) -> Score:
     if not isinstance(content, dict) or "score" not in content:
         raise UserError(f"{path}: not a score; give a file that stage evaluate wrote")
     interval = content.get("interval")
+    numbers = [content["score"], content.get("baseline"), *(interval or ())]
+    if len(interval or (0, 1)) != 2 or not all(number is None or (isinstance(number, int | float) and math.isfinite(number)) for number in numbers):
+        raise UserError(f"{path}: score={content['score']!r:.40}, interval={interval!r:.60} are no numbers of a score; delete it and evaluate again")
     return Score(
         run=run,
         phase=phase,
