@@ -106,6 +106,10 @@ def test_core_is_compared_task_by_task(results: Path, capsys: pytest.CaptureFixt
     put_core(results, "d4/sft", {"arc_easy": "1" * 40}, limit=40)
     row = " ".join(compared(capsys, "d4/mid", "d4/sft", "--results", results)["core"])
     assert "no task was asked alike (left out, other rows or another limit: arc_easy; left out, asked of one model only: squad, boolq, coqa)" in row
+    items = results / "d4/scores/sft/core.items.jsonl"
+    items.write_text("")
+    row = " ".join(compared(capsys, "d4/mid", "d4/sft", "--results", results)["core"])
+    assert "(left out, its answers to single rows are gone: arc_easy; " in row
 
 
 def test_the_tests_of_core_are_right_as_often_as_they_say() -> None:

@@ -13,6 +13,7 @@ from report_files import answered, attempt, core_score, drawn_once, finished_run
 from nanochat.artifacts import write_json, write_text
 from nanochat.errors import UserError
 from nanochat.eval.chatcore import chatcore
+from nanochat.report import figures
 from nanochat.report.compare import comparison_section
 from nanochat.report.core import _side_by_side as side_by_side
 from nanochat.report.metrics import metric_rows
@@ -106,7 +107,7 @@ def test_core_over_fewer_tasks_is_another_metric_and_names_what_is_missing(tmp_p
     markdown = pages(with_scores(together(whole, part), *scores))[0]
     assert "CORE-14 of BASE, run part: over 14 of 22 tasks; not there: agi_eval_lsat_ar, " in markdown
     rows = table(markdown, "| Metric | whole | part |")
-    assert rows["CORE"] == ["0.1050 (0.080-0.120)", "-"] and rows["CORE-14"] == ["-", "0.0650 (0.080-0.120)"]
+    assert rows["CORE"] == ["0.1050 (BASE, 0.080-0.120)", "-"] and rows["CORE-14"] == ["-", "0.0650 (BASE, 0.080-0.120)"]
     beside = table(markdown, "| Model | Phase | CORE |")
     assert beside["GPT-2 1.5B (published by others)"][1] == "0.2565"
     assert "part | BASE" not in markdown  # CORE-14 stands beside no CORE
@@ -251,15 +252,22 @@ def test_published_scores_are_marked_and_shown_only_beside_the_same_metric(tmp_p
     assert "published" not in pages(no_chat)[0]
 
 
+def test_a_phase_has_one_colour_whatever_phases_a_run_has() -> None:
+    drawn = figures.bars("x", [figures.Bar("MMLU", "SFT", 0.3), figures.Bar("MMLU", "MID", 0.3)], x_label="score", series=("BASE", "MID", "SFT"))
+    assert [f"var(--series-{number})" in drawn for number in (1, 2, 3)] == [False, True, True]
+
+
 # --- several runs ---------------------------------------------------------------------------------------------------------
 
 
 def test_eight_runs_stay_readable(tmp_path: Path) -> None:
     runs = [finished_run(tmp_path, f"run{number}") for number in range(8)]
-    markdown, html = pages(together(*runs))
+    core = core_score(tmp_path, "run0", runs[0]["run_manifests"][0])
+    markdown, html = pages(with_scores(together(*runs), core))
     page = checked(html)
     assert page.problems == [] and page.open == [] and len(page.ids) == len(set(page.ids))
-    assert len(table(markdown, "| Metric | run0 | run1 |")["MMLU"]) == 8
+    rows = table(markdown, "| Metric | run0 | run1 |")
+    assert len(rows["MMLU"]) == 8 and rows["CORE"][:2] == ["0.1050 (BASE, 0.080-0.120)", "-"], "beside scores of SFT"
     assert all(f"<summary>Phases of run run{number}</summary>" in html and f"<summary>Run run{number}</summary>" in html for number in range(8))
     assert html.count("<table>") < 100 and len(html) < 2_000_000
     before_folds = html[html.index('id="samples"') :].split("<details>")[0]

@@ -169,6 +169,8 @@ def _compare_core(scores: Sequence[Mapping[str, Any]], items: Sequence[Sequence[
             why = "asked of one model only"
         elif other := [f"{key} {first[label][key]} and {second[label][key]}" for key in ASKED if first[label][key] != second[label][key]]:
             why = ", ".join(other)
+        elif not (first_rows.get(label) and second_rows.get(label)):
+            why = "its answers to single rows are gone"
         elif first_rows[label].keys() != second_rows[label].keys():
             why = "other rows or another limit"
         else:

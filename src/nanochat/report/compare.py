@@ -48,7 +48,7 @@ def _runs(inputs: Inputs, price: float) -> list[Block]:
         scores |= {(run, "core"): of_core[-1]} if of_core else {}
     rows = [cells("last scored phase", *((last[run] or ABSENT).upper() for run in inputs.runs))]
     for name, found in metric_rows(scores):
-        rows.append(cells(metric_name(name), *(score_cell(found.get(run)) for run in inputs.runs)))
+        rows.append(cells(metric_name(name), *(_last_cell(found.get(run), last[run]) for run in inputs.runs)))
     for name in CHATCORE:
         means = [chatcore(name, {task: score for (of, task), score in scores.items() if of == run}) for run in inputs.runs]
         rows.append(cells(name, *(text.valued(mean.value, mean.interval) for mean in means)))
@@ -63,6 +63,12 @@ def _runs(inputs: Inputs, price: float) -> list[Block]:
     return blocks
 
 
+def _last_cell(score: Score | None, last: str | None) -> Cell:
+    """A score of the last phase; of another phase, as CORE of BASE, it says so."""
+    cell = score_cell(score)
+    return cell if score is None or score.phase == last else Cell(cell.text, f"{score.phase.upper()}, {cell.note}".rstrip(", "))
+
+
 def _bars_of_runs(scores: Mapping[tuple[str, str], Score], runs: Sequence[str]) -> Figure | None:
     shown = runs[:MOST_DRAWN]
     data = [
@@ -72,8 +78,9 @@ def _bars_of_runs(scores: Mapping[tuple[str, str], Score], runs: Sequence[str]) 
         if (score := found.get(run)) and score.value is not None and score.task not in LOWER_IS_BETTER
     ]
     left_out = f" Of {len(runs)} runs the first {MOST_DRAWN} are drawn." if len(runs) > MOST_DRAWN else ""
-    caption = f"Last phase of each run. Line: 95% interval; upright tick: level of guessing.{left_out}"
-    return Figure(figures.bars("runs", data, x_label="score"), caption) if data else None
+    core = ", CORE of the last in which it was asked" if any(task == "core" for _, task in scores) else ""
+    caption = f"Last phase of each run{core}. Line: 95% interval; upright tick: level of guessing.{left_out}"
+    return Figure(figures.bars("runs", data, x_label="score", series=shown), caption) if data else None
 
 
 # --- the same questions ----------------------------------------------------------------------------------------------

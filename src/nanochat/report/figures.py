@@ -76,13 +76,18 @@ def _in_words(line: Curve) -> str:
     return f"{line.name} from {line.y[0]:.4g} to {line.y[-1]:.4g}" if line.y else line.name
 
 
-def bars(name: str, data: Sequence[Bar], *, x_label: str, format_value: str = "{:.3f}") -> str:
-    """Horizontal bars in groups, without room for what a group does not have; whiskers are intervals, an upright tick is the level of guessing."""
-    groups, series = list(dict.fromkeys(bar.group for bar in data)), list(dict.fromkeys(bar.series for bar in data))
-    thickness = 0.22 if len(series) <= 4 else 0.15  # inches
+def bars(name: str, data: Sequence[Bar], *, x_label: str, format_value: str = "{:.3f}", series: Sequence[str] = ()) -> str:
+    """Horizontal bars in groups, without room for what a group does not have; whiskers are intervals, an upright tick is the level of guessing.
+
+    `series`: names in their order; one that has no bar keeps its colour, which the same name has in another figure.
+    """
+    groups, drawn = list(dict.fromkeys(bar.group for bar in data)), {bar.series for bar in data}
+    series = list(dict.fromkeys([*series, *(bar.series for bar in data)]))
+    thickness = 0.22 if len(drawn) <= 4 else 0.15  # inches
     foreign = {bar.series for bar in data if bar.published}
-    legend = [name for name in series if name not in foreign]
-    colors = {name: LINE if name in foreign else SERIES[legend.index(name) % len(SERIES)] for name in series}
+    ours = [name for name in series if name not in foreign]
+    legend = [name for name in ours if name in drawn]
+    colors = {name: LINE if name in foreign else SERIES[ours.index(name) % len(SERIES)] for name in series}
     columns, rows = _legend([*legend, *([BY_OTHERS] if foreign else [])])
     figure, axes = _start(0.75 + 0.2 * rows + thickness * (len(data) + 0.7 * len(groups)), layout="constrained")
     place, middles = 0.0, []

@@ -132,7 +132,8 @@ def bar_figure(run: str, scores: Mapping[tuple[str, str], Score]) -> Figure | No
     ]
     if not data:
         return None
-    return Figure(figures.bars(f"scores-{run}", data, x_label="score"), f"Scores of run {run}. Line: 95% interval; upright tick: level of guessing.")
+    drawn = figures.bars(f"scores-{run}", data, x_label="score", series=COLUMNS)
+    return Figure(drawn, f"Scores of run {run}. Line: 95% interval; upright tick: level of guessing.")
 
 
 def _tiles(inputs: Inputs, price: float) -> Tiles:
