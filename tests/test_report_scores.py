@@ -79,6 +79,14 @@ def test_a_score_that_is_no_number_is_one_sentence(tmp_path: Path, wrong: dict[s
         inputs_of(files)
 
 
+@pytest.mark.parametrize(("name", "content"), [("samples.json", "{}"), ("samples.json", '[{"prompt": "Hello"}]'), ("metrics.jsonl", "[1]\n")])
+def test_a_file_of_another_shape_is_one_sentence(tmp_path: Path, name: str, content: str) -> None:
+    files = finished_run(tmp_path)
+    write_text(path := files["run_manifests"][0].with_name(name), content)
+    with pytest.raises(UserError, match=re.escape(f"{path}: ") + ".*; delete it"):
+        inputs_of(files)
+
+
 # --- CORE ------------------------------------------------------------------------------------------------------------
 
 
@@ -371,6 +379,12 @@ def test_stages_of_a_half_finished_run_name_their_commands(tmp_path: Path) -> No
     )[0]
     assert f"RL of run tiny: not built yet; build it with `snakemake --cores all {paths[0]}`" in markdown
     assert f"build it with `snakemake --cores all {tmp_path}/results/tokens/a.b/c/manifest.json`" in markdown
+
+
+def test_what_a_model_was_made_from_begins_with_the_model_before(tmp_path: Path) -> None:
+    files = finished_run(tmp_path)
+    training(tmp_path, "tiny", "sft", {"data.0": files["sources"][0], "model": files["run_manifests"][1]})
+    assert table(pages(files)[0], "| Made | Identity |")["tiny (SFT)"][1] == "tiny (MID), wikipedia_summaries (sources)"
 
 
 def test_user_source_states_its_licence(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from nanochat.report.document import Block, Bullets, Cell, Facts, Figure, Figure
 from nanochat.report.inputs import PHASE_OF_STAGE as TRAINING_STAGES
 from nanochat.report.inputs import Artifact, Inputs, Training
 from nanochat.report.summary import money_cell, total_cost
+from nanochat.report.text import ABSENT
 
 
 def header(inputs: Inputs, price: float) -> Facts | None:
@@ -200,10 +201,12 @@ def provenance_section(inputs: Inputs) -> Section:
         Figures((Figure(graph.svg(built), f"From sources to scores: {len(built.nodes)} groups of files, {len(built.edges)} connections."),)),
     ]
     names = {node.key: f"{node.title} ({graph.COLUMNS[node.column]})" for node in built.nodes}
-    rows = tuple(
-        cells(names[node.key], node.subtitle, text.listed([names[start] for start, end in built.edges if end == node.key], 4) or "-") for node in built.nodes
-    )
-    blocks.append(Fold("Provenance as a table", (Table(("Made", "Identity", "From"), rows, text_columns=3),)))
+    columns = {node.key: node.column for node in built.nodes}
+    rows = []
+    for node in built.nodes:  # the model that it was made from stands first, before sources that may be too many to name
+        parents = sorted((start for start, end in built.edges if end == node.key), key=lambda start: -columns[start])
+        rows.append(cells(names[node.key], node.subtitle, text.listed([names[start] for start in parents], 4) or ABSENT))
+    blocks.append(Fold("Provenance as a table", (Table(("Made", "Identity", "From"), tuple(rows), text_columns=3),)))
     if built.unexplained:
         blocks.append(Bullets(built.unexplained, "missing"))
     return Section("Provenance", "provenance", tuple(blocks))

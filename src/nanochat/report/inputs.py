@@ -222,7 +222,7 @@ def _training(path: Path, missing: list[Missing]) -> Training:
         run=run,
         phase=PHASE_OF_STAGE[stage],
         metrics=tuple(metrics),
-        samples=tuple(json_beside(path.parent, "samples.json", [])) if item.finished else (),  # before its end they are of an earlier model
+        samples=tuple(_samples(path)) if item.finished else (),
         model=json_beside(path.parent, "model.json", {}),
     )
 
@@ -233,9 +233,20 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     try:
-        return [json.loads(line) for line in lines if line.strip()]
+        rows = [json.loads(line) for line in lines if line.strip()]
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON lines ({error}); delete it and run the stage that makes it again") from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path}: holds a line that is no object; delete it and run the stage that makes it again")
+    return rows
+
+
+def _samples(path: Path) -> list[dict[str, Any]]:
+    """What a finished model said; before its end the file is of an earlier model."""
+    found = json_beside(path.parent, "samples.json", [])
+    if not isinstance(found, list) or not all(isinstance(sample, dict) and {"prompt", "completion"} <= sample.keys() for sample in found):
+        raise UserError(f"{path.with_name('samples.json')}: each sample needs prompt and completion; delete it, the report can do without")
+    return found
 
 
 def _contamination(path: Path, missing: list[Missing]) -> tuple[dict[str, Any], ...]:
