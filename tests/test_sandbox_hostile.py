@@ -252,12 +252,32 @@ def test_root_without_a_user_of_its_own_cannot_change_the_kernels_settings() -> 
     assert "Error: [Errno" in said, said
 
 
+WITHOUT_NAMESPACES = "echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --inh-caps=-all --bounding-set=-all"
+
+
 def test_a_program_that_kills_its_keeper_ends_with_it() -> None:
-    """It can where no namespace and no user of its own is granted."""
-    bare = "echo 0 > /proc/sys/user/max_user_namespaces; exec setpriv --inh-caps=-all --bounding-set=-all"
-    program = "import os, time\nos.setsid()\nprint(os.getpid(), flush=True)\nos.kill(os.getppid(), 9)\ntime.sleep(20)"
-    worker = Path("/proc") / run_as_root_of_a_user_namespace(program, bare).strip()
+    """It can where no namespace and no user of its own is granted, and no Landlock knows of signals."""
+    kill = "try: os.kill(os.getppid(), 9)\nexcept PermissionError: os._exit(0)\ntime.sleep(20)"
+    program = f"import os, time\nos.setsid()\nprint(os.getpid(), flush=True)\n{kill}"
+    worker = Path("/proc") / run_as_root_of_a_user_namespace(program, WITHOUT_NAMESPACES).strip()
     assert worker.name.isdigit() and (not worker.exists() or "zombie" in (worker / "status").read_text())
+
+
+def test_without_namespaces_a_program_writes_in_its_own_folder_alone(tmp_path: Path) -> None:
+    if "folder" not in sandbox.run("pass").granted:
+        pytest.skip(f"not held here: {sandbox.PROTECTIONS['folder']}")
+    precious = tmp_path / "thesis.txt"
+    precious.write_text("years of work")
+    program = f"""
+import os, shutil, tempfile
+os.mkdir('a'); open('a/mine', 'w').write('x'); os.rename('a/mine', 'mine'); open(os.devnull, 'w'); tempfile.TemporaryFile()
+shutil.rmtree({str(tmp_path)!r}, ignore_errors=True)
+for attempt in (lambda: open({str(precious)!r}, 'a'), lambda: os.truncate({str(precious)!r}, 0), lambda: os.rename({str(precious)!r}, 'b')):
+    try: attempt()
+    except OSError: print('refused')
+"""
+    assert run_as_root_of_a_user_namespace(program, WITHOUT_NAMESPACES).split() == ["refused"] * 3
+    assert precious.read_text() == "years of work"
 
 
 def test_there_are_forty_hostile_programs_and_more() -> None:

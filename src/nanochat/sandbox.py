@@ -2,9 +2,10 @@
 
 Always: an empty environment and working folder, no stdin, limits on time, memory, file size and processes, output capped,
 and everything the program started is killed at its end. Where the system grants it: no network, its own process table, every
-file read-only (Linux with namespaces), and one process that cannot make others (Linux with seccomp), so that its limit of memory
-is the limit of all that it takes; on top come the small memory disk and the buffers of its open files, some 100 MB, and the
-kernel's tables of its memory, which a program that spreads it out can make as large again.
+file read-only (Linux with namespaces); writes in its own folder alone (Linux 6.2 with Landlock, which asks for no namespaces);
+and one process that cannot make others (Linux with seccomp), so that its limit of memory is the limit of all that it takes; on
+top come the small memory disk and the buffers of its open files, some 100 MB, and the kernel's tables of its memory, which a
+program that spreads it out can make as large again.
 An execution says which of these held; scores carry it.
 
 Not promised: a program can read files that its user can read, and one that is written to find the password in its own
@@ -42,6 +43,7 @@ PROTECTIONS = {
     "network": "no network (own network namespace)",
     "processes": "sees and signals its own processes only (own process namespace)",
     "files": "file system read-only but for a small memory disk (own mount namespace)",
+    "folder": "writes in its own folder only (Landlock)",
     "user": "runs as a user of its own",
 }
 
