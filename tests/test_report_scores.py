@@ -194,9 +194,9 @@ def test_phases_and_runs_are_compared_on_the_same_questions(tmp_path: Path) -> N
     for files, run in ((first, "first"), (second, "second")):
         answered(score(tmp_path, run, "sft", "mmlu", files["run_manifests"][2]), right[run])
         rows = [{"index": index, "score": 2.0 + index / 10 + 0.1 * (run == "first"), "bytes": 10} for index in range(20)]
-        bpb = score(tmp_path, run, "base", "bpb", files["run_manifests"][0], interval=None, baseline=None, items="bpb.items.jsonl")
+        bpb = score(tmp_path, run, "base", "bpb", files["run_manifests"][0], interval=None, baseline=None, n=20, items="bpb.items.jsonl")
         write_text(bpb.parent / "bpb.items.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        last = score(tmp_path, run, "sft", "bpb", files["run_manifests"][2], interval=None, baseline=None, items="../base/bpb.items.jsonl")
+        last = score(tmp_path, run, "sft", "bpb", files["run_manifests"][2], interval=None, baseline=None, n=20, items="../base/bpb.items.jsonl")
         files["scores"].append(last)
     earlier = answered(score(tmp_path, "second", "mid", "mmlu", second["run_manifests"][1]), right["first"])
     markdown = pages(with_scores(together(first, second), earlier))[0]
@@ -227,6 +227,9 @@ def test_answers_to_different_versions_or_rows_are_not_compared_and_damage_is_na
     answered(paths[1], [True, False])
     paths[0].with_suffix(".items.jsonl").write_text('{"index": 0, "right": true}\n{"ind')
     with pytest.raises(UserError, match=r"mmlu\.items\.jsonl: not the answers to a task"):
+        comparison_section(inputs_of(together(*files)), 0.0)
+    paths[0].with_suffix(".items.jsonl").write_text('{"index": 0, "right": true}\n')
+    with pytest.raises(UserError, match=r"mmlu\.items\.jsonl: 1 answers, the score is of 2; delete it and .*mmlu\.json"):
         comparison_section(inputs_of(together(*files)), 0.0)
 
 

@@ -64,21 +64,25 @@ def compare_scores(first: Scored, second: Scored) -> Paired | str:
         file = path.parent / score["items"]
         if not file.is_file():
             return f"{file} is gone, though the score names it; delete {path} and evaluate it again"
-        items.append(read_items(file, path))
+        items.append(read_items(file, path, score.get("n")))
     found = _compare_core(contents, items) if contents[0].get("task") == "core" else compare_items(*items)
     if found is None:
         return "they have no row in common"
     return found if isinstance(found, str) else replace(found, remarks=(*found.remarks, *_ways(*contents)))
 
 
-def read_items(file: Path, score: Path) -> list[dict[str, Any]]:
-    """The answers to single rows that belong to a score."""
+def read_items(file: Path, score: Path, n: int | None) -> list[dict[str, Any]]:
+    """The answers to the rows of a score, `n` of them if it says how many."""
     try:
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except ValueError as error:
         raise UserError(f"{file}: not the answers to a task ({error}); delete it and {score}, and run the evaluation again") from None
-    if not all(isinstance(line, dict) and "index" in line for line in lines):
-        raise UserError(f"{file}: not the answers to a task (a line without index); delete it and {score}, and run the evaluation again")
+    if not all(isinstance(line, dict) and "index" in line and isinstance(line.get("right", False), bool) for line in lines):
+        raise UserError(
+            f"{file}: not the answers to a task (a line without index, or right is not true or false); delete it and {score}, and run the evaluation again"
+        )
+    if n is not None and len(lines) != n:
+        raise UserError(f"{file}: {len(lines):,} answers, the score is of {n:,}; delete it and {score}, and run the evaluation again")
     return lines
 
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from nanochat.artifacts import canonical_json, read_json, sha256_bytes, sha256_file, write_json
 from nanochat.config import ContaminationStage, EvaluatedRows
+from nanochat.config.checks import SCORED
 from nanochat.data.core import CORE
 from nanochat.data.documents import row_groups, text_files
 from nanochat.data.filters import shortest_run, strings_of
@@ -33,7 +34,7 @@ from nanochat.errors import UserError
 from nanochat.runtime import log
 from nanochat.stages.common import positive_int, read_stage_config, stage_parser
 from nanochat.stages.workers import in_order, worth_starting
-from nanochat.tasks import TASKS, open_task
+from nanochat.tasks import open_task
 from nanochat.tasks.base import RowTask, Task
 from nanochat.tasks.core import open_core_rows
 
@@ -85,8 +86,9 @@ def _flags(arguments: list[str]) -> Namespace:
 
 def _opened(asked: EvaluatedRows, config: ContaminationStage, inputs: dict[str, str], flags: Namespace) -> Evaluation:
     name = asked.task
-    if name in TASKS and TASKS[name].kind == "conversation":
-        raise UserError(f"evaluations: task {name} holds conversations that nobody grades; leave it out")
+    known = [task for task in SCORED if task != "bpb"]  # whose rows are of the corpus itself
+    if name not in known:
+        raise UserError(f"evaluations: task={name!r}: no task with items of its own that are graded; choose among {', '.join(known)}")
     is_core = name == CORE
     task = open_core_rows(asked.split, asked.source, flags.evaluations) if is_core else open_task(name, asked.split, flags.evaluations, source=asked.source)
     found = list(passages(task, config.run_words))

@@ -217,6 +217,8 @@ def summary(content: dict[str, Any]) -> str:
     notes = [f"{content['prompts_cut']} of {content['n']} prompts cut to the context"] if content["prompts_cut"] else []
     if late := sum(content.get("programs", {}).get(ended, 0) for ended in ("cpu", "timeout")):
         notes.append(f"{late} programs were out of time")
+    if missing := content["settings"].get("protection", {}).get("missing"):
+        notes.append(f"programs ran without this protection: {'; '.join(missing)}")
     return ", ".join([f"{content['score']:.4f}{counted}", *notes, f"{content['seconds']:.1f} s"])
 
 
