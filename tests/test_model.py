@@ -244,7 +244,7 @@ def slow_logits(model: GPT, ids: Tensor) -> Tensor:
                 mixed[t, own] = torch.softmax(scores, 0) @ v[first : t + 1, shared]
         x = x + mixed @ w["attention.output.weight"].T
         x = x + F.relu(rms(x) @ w["mlp.up.weight"].T).square() @ w["mlp.down.weight"].T
-        middle = x if layer == c.depth // 2 else middle
+        middle = x if layer == {1: -1, 2: 0}.get(c.depth, c.depth // 2) else middle
     if c.backout:
         x = x - p["backout_lambda"] * middle
     logits = (rms(x) @ p["head.weight"].T)[:, : c.vocab_size]
@@ -286,6 +286,16 @@ def test_a_feature_at_its_neutral_value_is_the_plain_model(feature: str, neutral
     with torch.no_grad():
         getattr(with_feature, names[-1]).fill_(0.5)
     assert not torch.allclose(plain(some_ids(2, 20)), with_feature(some_ids(2, 20)), atol=1e-3)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_every_parameter_has_a_part_in_the_loss(depth: int) -> None:
+    """Of one that has none the gradient is a rounding error, which Adam makes a step of full size."""
+    model, ids = shaken(config(depth=depth), torch.float64), some_ids(2, 24)
+    model.loss(ids[:, :-1], ids[:, 1:])[0].backward()
+    idle = [name for name, parameter in model.named_parameters() if parameter.grad is None or parameter.grad.norm() < 1e-6]
+    assert idle == []
+    assert torch.allclose(model(ids[:1])[0], slow_logits(model, ids[0]), atol=1e-9)
 
 
 # --- causality and the cache -----------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ class ModelConfig:
     value_embeddings: Literal["none", "alternate"]  # alternate: every second layer, the last one included
     residual_lambdas: bool  # x = a * x + b * x0 before each block, a and b learned per layer
     smear: bool  # add a gated share of the previous token's embedding
-    backout: bool  # subtract a learned share of the middle layer before the head
+    backout: bool  # subtract a learned share of the output of `middle_layer` before the head
     softcap: float  # logits = c * tanh(logits / c); 0: none
     window_pattern: str  # per layer, repeated: S sees a quarter of the context, L all of it; the last layer is L
     attention: str  # a key of attention.ATTENTION
@@ -105,6 +105,13 @@ class ModelConfig:
         short = -(-self.sequence_len // (4 * WINDOW_MULTIPLE)) * WINDOW_MULTIPLE
         pattern = [self.window_pattern[layer % len(self.window_pattern)] for layer in range(self.depth - 1)] + ["L"]
         return [short if kind == "S" and short < self.sequence_len else None for kind in pattern]
+
+    @property
+    def middle_layer(self) -> int:
+        """The layer whose output `backout` takes from the last one's; never the last itself, of which any share is only a scale, or at a share above 1 a
+        change of sign. -1, with one layer: the first block's input.
+        """
+        return min(self.depth // 2, self.depth - 2)
 
     @property
     def value_embedding_layers(self) -> list[int]:

@@ -75,7 +75,7 @@ class Decoder:
                 x = torch.mul(x, self._residual[number]).add_(x0, alpha=self._first[number])
             value_embedding = F.embedding(ids, self._value_embeddings[number]) if number in self._value_embeddings else None
             x = self._block(layer, number, x, step, value_embedding)
-            if number == len(self._layers) // 2:
+            if number == model.config.middle_layer:
                 middle = x
         if self._backout is not None:
             x = torch.sub(x, middle, alpha=self._backout)

@@ -123,7 +123,7 @@ class GPT(nn.Module):
                 x = recomputed(partial(self._layer, layer, ids, context), x, x0)
             else:
                 x = self._layer(layer, ids, context, x, x0)
-            if layer == self.config.depth // 2:
+            if layer == self.config.middle_layer:
                 middle = x
         if self.config.backout:
             x = x - self.backout_lambda.to(x.dtype) * middle
