@@ -37,6 +37,7 @@ ACCELERATORS = (
     Accelerator("V100", 15.7e12, 32, 0.55),  # fp32: it has no bf16
     Accelerator("A40", 149.7e12, 48, OTHER_PRICE),
     Accelerator("A30", 165e12, 24, OTHER_PRICE),
+    Accelerator("A10G", 70e12, 24, OTHER_PRICE),
     Accelerator("A10", 125e12, 24, OTHER_PRICE),
     Accelerator("L40S", 362e12, 48, OTHER_PRICE),
     Accelerator("L4", 121e12, 24, OTHER_PRICE),

@@ -8,6 +8,7 @@ was compiled has other bits than one that was not.
 import importlib.util
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,14 +28,23 @@ def problem_of(device: torch.device) -> str | None:
     return f"it is not used on {device.type}"
 
 
+def share_workers(ranks: int) -> None:
+    """Let so many ranks of one machine have as many of inductor's worker processes together as one rank would have; before anything is compiled."""
+    import torch._inductor.config as inductor  # 1.1 s
+
+    inductor.compile_threads = max(1, (inductor.compile_threads or 1) // ranks)
+
+
 class CompiledGPT:
     """What a trainer needs of a model, its blocks compiled; goes on without, and says so, if the compiler fails. `backend`: of torch.compile."""
 
-    def __init__(self, model: GPT, say: Callable[[str], None], backend: str = "inductor") -> None:
+    def __init__(self, model: GPT, say: Callable[[str], None], backend: str | Callable[..., Any] = "inductor") -> None:
         self.model, self.say = model, say
         self._hidden: Callable[[Tensor], Tensor] = torch.compile(
             model.hidden, dynamic=False, fullgraph=True, backend=backend
         )  # the loss is products in chunks already
+        # the backward pass is compiled with the forward one, where a failure can be done without, and not in the first backward pass
+        torch._functorch.config.force_non_lazy_backward_lowering = True
 
     @property
     def is_compiled(self) -> bool:
@@ -48,7 +58,7 @@ class CompiledGPT:
         try:
             hidden = self._hidden(ids)
         except torch._dynamo.exc.TorchDynamoException as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = " ".join((str(error).strip() or type(error).__name__).splitlines()[:2])  # which backend, and why
             self.say(f"not compiled, the compiler failed ({reason}): more memory and slower; --compile off does without it from the start")
             if isinstance(self.model.windowed, FlexWindows):
                 self.model.windowed = None

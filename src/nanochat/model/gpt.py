@@ -18,7 +18,7 @@ from nanochat.model.config import SMEAR_CHANNELS, ModelConfig
 from nanochat.model.layers import Embedding, Linear, norm, rotary_table
 from nanochat.model.loss import summed_cross_entropy, token_cross_entropy
 from nanochat.model.recompute import recomputed
-from nanochat.model.windows import Windowed
+from nanochat.model.windows import Windowed, usable
 
 
 class MLP(nn.Module):
@@ -166,7 +166,7 @@ class GPT(nn.Module):
         if cache is None:
             if self.config.sequence_len < T:
                 raise ValueError(f"T={T}: longer than sequence_len={self.config.sequence_len}; cut the rows")
-            return Context(self.cos[:T].to(self.dtype), self.sin[:T].to(self.dtype), windowed=self.windowed), None
+            return Context(self.cos[:T].to(self.dtype), self.sin[:T].to(self.dtype), windowed=usable(self.windowed)), None
         previous = cache.begin(ids)
         positions = cache.positions(T)
         return Context(self.cos[positions].to(self.dtype), self.sin[positions].to(self.dtype), cache), previous

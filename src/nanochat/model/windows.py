@@ -36,6 +36,11 @@ class FlexWindows:
         return y.transpose(1, 2)
 
 
+def usable(windowed: Windowed | None) -> Windowed | None:
+    """What may be called here: flex_attention by a compiler alone, so that validation beside a compiled training takes SDPA with a mask."""
+    return None if isinstance(windowed, FlexWindows) and not torch.compiler.is_compiling() else windowed
+
+
 def visible(window: int) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """Which keys a query sees: itself and the window - 1 before it."""
 
@@ -49,7 +54,8 @@ def flash_windows(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float)
     """The same by the package flash-attn, which takes bf16 and grouped queries."""
     from flash_attn import flash_attn_func
 
-    y: Tensor = flash_attn_func(q, k, v, softmax_scale=scale, causal=True, window_size=(window - 1, 0))
+    # deterministic: else gradients of queries are added up in any order
+    y: Tensor = flash_attn_func(q, k, v, softmax_scale=scale, causal=True, window_size=(window - 1, 0), deterministic=True)
     return y
 
 

@@ -29,7 +29,11 @@ def accelerated(model: GPT, runtime: Runtime, section: Mapping[str, Any], *, com
     if windowed and runtime.device.type != "cpu" and runtime.is_main:
         cost = "" if model.windowed else ": 27% slower than window_pattern: L on an A100; compile, or install flash-attn"
         log(f"attention over {min(windowed)} positions in {len(windowed)} of {model.config.depth} layers by {name}{cost}")
-    return compiling.CompiledGPT(model, log) if compiled else model
+    if not compiled:
+        return model
+    if (ranks := runtime.world_size // runtime.facts.get("nodes", 1)) > 1:
+        compiling.share_workers(ranks)
+    return compiling.CompiledGPT(model, log)
 
 
 def is_compiled(device: torch.device, asked: str, runtime: Runtime) -> bool:
