@@ -26,6 +26,7 @@ from nanochat.model.config import ModelConfig
 from nanochat.model.gpt import GPT
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.recipes import RECIPES
+from nanochat.train.fitting import is_shortage
 from nanochat.train.host_memory import available_bytes
 from nanochat.train.loop import Settings, Trainer
 from nanochat.train.memory import CPU_MICRO_BATCH_TOKENS, USABLE, Setting, divided, most_rows, training_memory
@@ -285,3 +286,17 @@ def test_one_row_that_does_not_fit_ends_the_run_with_the_cure(tmp_path: Path) ->
 
 if __name__ == "__main__":
     print(json.dumps([in_a_child(case.peak) for case in CASES]))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_short"),
+    [
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("CUDA error: out of memory"), False),
+    ],
+)
+def test_a_gpu_is_short_of_memory_beside_the_allocator_too(error: Exception, is_short: bool) -> None:
+    assert is_shortage(error) == is_short

@@ -16,6 +16,8 @@ from nanochat.runtime import Runtime
 from nanochat.train.memory import divided
 from nanochat.train.scaling import TrainingPlan
 
+# of a CPU's allocator; of CUDA, as when a kernel is loaded; of Triton likewise; of cuBLAS, when its handle or workspace is made
+SHORTAGES = ("DefaultCPUAllocator", "CUDA error: out of memory", "Triton Error [CUDA]: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 CURE = "take recompute: blocks, a device with more memory, a smaller sequence_len or a smaller model"
 
 
@@ -36,8 +38,8 @@ class Shortage:
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an allocator had too little: CUDA's has a class for that, a CPU's says so in the text of a RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    """Whether memory was short: CUDA's allocator in torch has a class for that; a CPU's, and CUDA beside it, say so in the text of a RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and any(text in str(error) for text in SHORTAGES))
 
 
 @contextlib.contextmanager
