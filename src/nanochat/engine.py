@@ -211,15 +211,15 @@ def sample_tokens(logits: Tensor, draws: list[random.Random], *, temperature: fl
     """A token for each row of logits (rows, V), with one uniform number from that row's own source."""
     if temperature == 0:
         return [int(token) for token in logits.argmax(dim=-1).tolist()]
+    ids = None  # all, in order
     if top_k and top_k < logits.shape[-1]:
         logits, ids = logits.topk(top_k, dim=-1)
-    else:
-        ids = torch.arange(logits.shape[-1], device=logits.device).expand_as(logits)
     # fp64: the last entries of a long fp32 sum are coarser than the rarest probabilities
     cumulative = torch.softmax(logits.cpu().double() / temperature, dim=-1).cumsum(dim=-1)
     uniform = torch.tensor([[draw.random()] for draw in draws], dtype=torch.float64)
     places = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).clamp_(max=logits.shape[-1] - 1)
-    return [int(token) for token in ids.cpu().gather(1, places)[:, 0].tolist()]
+    picked = places if ids is None else ids.cpu().gather(1, places)
+    return [int(token) for token in picked[:, 0].tolist()]
 
 
 class TextStream:

@@ -199,18 +199,21 @@ class Runtime:
             chosen = torch.device("cuda", local_rank)
             torch.cuda.set_device(chosen)
             # cuBLAS needs a fixed workspace for bit-equal results; it reads this when its handle is made
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            if os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in (":4096:8", ":16:8"):
+                os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         random.seed(seed)
         torch.manual_seed(seed)
         if chosen.type == "cuda":
-            torch.use_deterministic_algorithms(True, warn_only=True)
+            # not warn_only: with it torch's flash attention adds up its gradients in any order, and says so once
+            torch.use_deterministic_algorithms(True)
         else:  # the same for eager code, without the 1.1 s that importing torch.compile takes at the start of every stage
             torch.set_deterministic_debug_mode("warn")
         # comes with determinism and writes to every empty tensor: 1 to 2% of a step on a CPU
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.set_float32_matmul_precision("high" if chosen.type == "cuda" else "highest")
         if world_size > 1 and not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=COLLECTIVE_MAY_WAIT)
+            on_gpu = chosen.type == "cuda"  # NCCL connects at once where it is told the GPU, and a barrier need not guess it
+            torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=COLLECTIVE_MAY_WAIT, device_id=chosen if on_gpu else None)
         bf16 = chosen.type == "cuda" and torch.cuda.get_device_capability(chosen) >= (8, 0)
         dtype = torch.bfloat16 if bf16 else torch.float32
         return cls(chosen, dtype, rank, local_rank, world_size, seed, _device_facts(chosen, world_size))

@@ -5,6 +5,9 @@ them is never seen, since a query sees no position after its own. So prompts are
 forgets the padding.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -26,6 +29,7 @@ class KVCache:
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.depth)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.depth)]
         self.tokens = torch.zeros(rows, capacity, device=device, dtype=torch.long)
+        self._places: tuple[list[int], Tensor] | None = None
 
     @property
     def rows(self) -> int:
@@ -43,8 +47,11 @@ class KVCache:
         return self.lengths.count(self.lengths[0]) == len(self.lengths)
 
     def positions(self, count: int) -> Tensor:
-        """Positions (B, count) of the next `count` tokens of each row."""
-        return torch.tensor(self.lengths, device=self.tokens.device)[:, None] + torch.arange(count, device=self.tokens.device)
+        """Positions (B, count) of the next `count` tokens of each row. Kept for all layers: lengths are sent to a GPU, which it stops for, once a token."""
+        if self._places is None or self._places[0] != [count, *self.lengths]:
+            new = torch.tensor(self.lengths, device=self.tokens.device)[:, None] + torch.arange(count, device=self.tokens.device)
+            self._places = [count, *self.lengths], new
+        return self._places[1]
 
     def begin(self, ids: Tensor) -> Tensor:
         """Make room for `ids` (B, T), note them, and return the token before each row's first (B,), -1 where there is none."""
@@ -60,7 +67,7 @@ class KVCache:
             previous = self.tokens[:, length - 1].clone()
             self.tokens[:, length : length + T] = ids
             return previous
-        lengths = torch.tensor(self.lengths, device=ids.device)
+        lengths = self.positions(T)[:, 0]
         previous = self.tokens.gather(1, (lengths - 1).clamp(min=0)[:, None])[:, 0].masked_fill(lengths == 0, -1)
         self._write(self.tokens, ids)
         return previous
@@ -99,7 +106,7 @@ class KVCache:
         """A cache of these rows, in this order; a row may be taken several times."""
         chosen = object.__new__(KVCache)
         index = torch.tensor(rows, device=self.tokens.device)
-        chosen.limit, chosen.lengths = self.limit, [self.lengths[row] for row in rows]
+        chosen.limit, chosen.lengths, chosen._places = self.limit, [self.lengths[row] for row in rows], None
         chosen.keys, chosen.values = [t.index_select(0, index) for t in self.keys], [t.index_select(0, index) for t in self.values]
         chosen.tokens = self.tokens.index_select(0, index)
         return chosen
@@ -112,10 +119,11 @@ class KVCache:
             (buffer if buffer.ndim == 2 else buffer.transpose(1, 2))[:, start : start + count] = new if new.ndim == 2 else new.transpose(1, 2)
             return
         rows, positions = torch.arange(self.rows, device=buffer.device)[:, None], self.positions(count)
-        if new.ndim == 2:
-            buffer[rows, positions] = new
-        else:
-            buffer.transpose(1, 2)[rows, positions] = new.transpose(1, 2)
+        with in_any_order():
+            if new.ndim == 2:
+                buffer[rows, positions] = new
+            else:
+                buffer.transpose(1, 2)[rows, positions] = new.transpose(1, 2)
 
     def _grow(self, capacity: int) -> None:
         def wider(old: Tensor, dim: int) -> Tensor:
@@ -127,3 +135,14 @@ class KVCache:
 
         self.keys, self.values = [wider(t, 2) for t in self.keys], [wider(t, 2) for t in self.values]
         self.tokens = wider(self.tokens, 1)
+
+
+@contextlib.contextmanager
+def in_any_order() -> Iterator[None]:
+    """For writing to places that are all different. To be deterministic torch sorts them on a GPU, and copies a transposed buffer as a whole, twice."""
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
