@@ -61,7 +61,7 @@ def trained() -> Any:
     waits = dict(Told.waits)
     losses[0].append(make_update(models[0], measured := MeasuredOptimizer(optimizers[0]), plan, rows, ONE, 1).loss)
     losses.append([make_update(models[1], optimizers[1], plan, rows, CPU, step).loss for step in range(2)])
-    return {"losses": losses, "waits": waits, "norms": len(measured.norms())}
+    return {"losses": losses, "waits": waits, "copied_writes": Told.copied_writes, "norms": len(measured.norms())}
 
 
 def recomputed() -> Any:

@@ -35,7 +35,7 @@ from torch.utils._pytree import tree_leaves, tree_map  # noqa: E402
 aten = torch.ops.aten
 GPU = torch.device("cuda", 0)
 INDEXING = {aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default}  # take indices of the CPU too
-WRITES = {aten.index_put_.default, aten._index_put_impl_.default, aten.scatter_.src, aten.index_copy_.default}
+WRITES = {aten.index_put_.default, aten._index_put_impl_.default, aten.scatter_.src, aten.scatter_add_.default, aten.index_copy_.default}
 
 torch._disable_dynamo = lambda function, recursive=True: function  # torch wraps our dispatchers with it, which imports torch.compile: 2 s
 torch.cuda._lazy_init = lambda: None
@@ -74,11 +74,12 @@ class Told:
     waits: ClassVar[Counter[str]] = Counter()  # of the CPU for the GPU
     uploads = 0  # values of the CPU, which a GPU waits for unless they are pinned
     sorted_writes = 0  # to indices, made deterministic by sorting them
+    copied_writes = 0  # of these, into a tensor that is copied for it as a whole, and back
 
     @classmethod
     def forget(cls) -> None:
         cls.operations, cls.waits = Counter(), Counter()
-        cls.uploads = cls.sorted_writes = 0
+        cls.uploads = cls.sorted_writes = cls.copied_writes = 0
 
 
 def dispatched(func: Any, args: Any, kwargs: Any) -> Any:
@@ -126,6 +127,7 @@ def note(func: Any, args: Any, on: bool, off: bool, is_copy: bool, to_gpu: bool)
         Told.uploads += 1
     if func in WRITES and torch.are_deterministic_algorithms_enabled():
         Told.sorted_writes += 1
+        Told.copied_writes += not args[0].is_contiguous()
 
 
 class PretendGPU(TorchDispatchMode):

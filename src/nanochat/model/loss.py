@@ -98,7 +98,9 @@ def _loss_and_gradient(logits: Tensor, gradient: Tensor, targets: Tensor, vocab_
         g.sub_(peak)
     sums = g.exp_().sum(dim=1, keepdim=True)
     loss = ((sums.log() + peak - wanted) * counted).sum()
-    g.scatter_add_(1, index, -sums)  # softmax minus one-hot, times the sum
+    # softmax minus one-hot, times the sum; flat: a GPU would copy all of a view whose rows are apart, twice, to add in order
+    starts = torch.arange(len(index), device=index.device)[:, None] * gradient.shape[1]
+    gradient.view(-1).scatter_add_(0, (starts + index).flatten(), -sums.flatten())
     if not softcap:
         return loss, counted / sums
     torch.ops.aten.sigmoid_backward.grad_input(g, z, grad_input=g)  # derivative of the cap: 1 - tanh^2 = 4 s (1 - s), in one pass
