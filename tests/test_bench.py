@@ -1,6 +1,8 @@
 """nanochat bench: its figures against independent counts, known delays, and one sentence for bad input."""
 
 import json
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -39,6 +41,13 @@ class Slow:
 
 def with_batches(setup: Setup, batches: Any) -> Setup:
     return Setup(**{**vars(setup), "batches": batches})
+
+
+def test_the_age_of_a_process_is_counted_from_its_start() -> None:
+    program = "import time; began = time.time(); from nanochat.runtime import process_age_s; print(began - time.time() + process_age_s(), began)"
+    asked = time.time()
+    age_s, began = map(float, subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout.split())
+    assert 0 <= age_s <= began - asked + 0.02  # the kernel's clock ticks a hundred times a second
 
 
 # --- train -----------------------------------------------------------------------------------------------------------

@@ -117,6 +117,8 @@ def test_what_cannot_be_shown_is_one_sentence(lab: Lab, tmp_path: Path, monkeypa
         show.rows(out, [0, 999999])
     with pytest.raises(UserError, match="row -1: there are"):
         show.rows(out, [-1])
+    with pytest.raises(UserError, match="'1-3' is not the number of a row; name them one by one"):
+        command.main(["show", str(out), "1-3"])
     write_json(out / "manifest.json", {"inputs": {"tokenizer": "0" * 64}})
     with pytest.raises(UserError, match=r"made again since .* was trained on it"):
         show.rows(out, [0])

@@ -96,7 +96,7 @@ def test_shallow_and_odd_depths_run(depth: int) -> None:
     ("changes", "words"),
     [
         ({"heads": 5}, "width=32: not a multiple of heads=5; try 35"),
-        ({"heads": 32, "kv_heads": 32}, "head_dim 1 is odd"),
+        ({"heads": 32, "kv_heads": 32}, "head_dim=1: odd, the rotary embedding needs pairs; try 2"),
         ({"kv_heads": 3}, "kv_heads=3: not a divisor of heads=4"),
         ({"depth": 0}, "depth=0: must be positive"),
         ({"window_pattern": "SX"}, "window_pattern='SX'"),

@@ -224,6 +224,7 @@ def test_a_wrong_request_is_said_once_by_all_ranks(lab, tmp_path):
     [
         (["--step-limit", "-1"], "--step-limit: -1 is not at least 0"),
         (["--ranks", "0"], "--ranks: 0 is not above 0"),
+        (["--ranks", "two"], "--ranks: 'two' is not a whole number; see nanochat base_train --help"),
         (["--nodes", "2"], "--rendezvous=None: with --nodes=2 every node needs HOST:PORT of node 0"),
         (["--nodes", "2", "--rendezvous", "here"], "--rendezvous=here"),
         (["--nodes", "2", "--node-rank", "2", "--rendezvous", "here:1"], "--node-rank=2: there are 2 nodes"),

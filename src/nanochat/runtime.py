@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from nanochat.errors import UserError
@@ -33,6 +34,16 @@ def log(message: str) -> None:
     if os.environ.get("RANK", "0") == "0":
         with contextlib.suppress(OSError):
             print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
+
+
+def process_age_s() -> float:
+    """Seconds since this process was started, imports included."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux; psutil rounds the machine's start to a second
+        started_ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
+    import psutil
+
+    return time.time() - float(psutil.Process().create_time())
 
 
 def slurm_job_id() -> str | None:

@@ -17,11 +17,11 @@ by hand: nanochat bench train
 """
 
 import json
+import time
 from argparse import ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from typing import Any
 
-import psutil
-
+from nanochat.runtime import process_age_s
 from nanochat.status.console import Parser, printing
 
 
@@ -50,7 +50,7 @@ def _measure(flags: Namespace) -> dict[str, Any]:
     if flags.verb == "train":
         from nanochat.bench.train import measure_training
 
-        return measure_training(setup, steps=count, started_s=psutil.Process().create_time(), compile_=flags.compile)
+        return measure_training(setup, steps=count, started_s=time.time() - process_age_s(), compile_=flags.compile)
     if flags.verb == "infer":
         from nanochat.bench.infer import measure_generation
 

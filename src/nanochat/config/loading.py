@@ -71,4 +71,6 @@ def _explain(problem: Any) -> str:
         return f"{place}: {message}" if place else message
     if problem["type"] == "extra_forbidden":
         return f"{place}: unknown key; check its spelling against docs/reference or config.yaml"
+    if problem["type"] == "model_type":
+        return f"{place}={problem['input']!r}: is a section; give its keys, or {{}} for the defaults of all"
     return f"{place}={problem['input']!r}: {message}"

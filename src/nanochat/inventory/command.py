@@ -22,7 +22,7 @@ import json
 import shlex
 import shutil
 import sys
-from argparse import Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -92,9 +92,17 @@ def _parser() -> Parser:
     cleared.add_argument("--delete", action="store_true", help="delete it")
     read = verb("show", "the text of rows of tokens that a training reads", "")
     read.add_argument("folder", type=Path, metavar="FOLDER", help="of a training, such as results/RUN/base_train, or of tokens")
-    read.add_argument("rows", type=int, nargs="+", metavar="ROW", help="numbers of rows, counted from 0 over all training chunks in their order")
+    read.add_argument("rows", type=row_number, nargs="+", metavar="ROW", help="numbers of rows, counted from 0 over all training chunks in their order")
     read.add_argument("--json", action="store_true", help="for programs: one JSON object a row")
     return parser
+
+
+def row_number(text: str) -> int:
+    """The number of a row, as a flag."""
+    try:
+        return int(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is not the number of a row; name them one by one, such as 81233 7001") from None
 
 
 def _say(lines: list[str]) -> None:

@@ -20,12 +20,14 @@ def number_above(kind: Callable[[str], float], least: float, *, least_too: bool 
     """A type for argparse: a number above `least`, or equal to it."""
 
     def read(text: str) -> float:
-        value = kind(text)
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole number' if kind is int else 'number'}") from None
         if not (value > least or (least_too and value == least)):
             raise argparse.ArgumentTypeError(f"{text} is not {'at least' if least_too else 'above'} {least:g}")
         return value
 
-    read.__name__ = f"{kind.__name__} value"  # argparse names the type where the text is no number at all
     return read
 
 

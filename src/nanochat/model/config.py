@@ -43,9 +43,7 @@ class ModelConfig:
         if self.width % self.heads:
             raise ValueError(f"width={self.width}: not a multiple of heads={self.heads}; try {-(-self.width // self.heads) * self.heads}")
         if self.head_dim % 2:
-            raise ValueError(
-                f"heads={self.heads}: head_dim {self.head_dim} is odd, the rotary embedding needs pairs; choose heads so that width / heads is even"
-            )
+            raise ValueError(f"head_dim={self.head_dim}: odd, the rotary embedding needs pairs; try {self.head_dim + 1}")
         if self.heads % self.kv_heads:
             divisors = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
             raise ValueError(f"kv_heads={self.kv_heads}: not a divisor of heads={self.heads}; choose one of {divisors}")

@@ -8,7 +8,7 @@ of the ranks that keep most and least, with the real model, optimizer and exchan
 and the other ranks answer at once, so depth 26 at 1,024 ranks takes seconds and less than a gigabyte. Says the memory of a rank's weights,
 gradients and state, and the files of a saved state. Exit code 2 and one sentence for each stage that could not run.
 
-by hand: nanochat ranks 128 --configfile configs/speedrun.yaml
+by hand: nanochat ranks 8 --configfile configs/speedrun.yaml
          nanochat ranks 16 --configfile configs/gpt2.yaml --run d24 --stage base_train --gpu a100
 """
 

@@ -26,7 +26,7 @@ from nanochat.model.weights import DESCRIPTION, WEIGHTS, save_weights
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.rl.objective import Policy
 from nanochat.rl.rollouts import Rollouts
-from nanochat.runtime import Runtime, StopRequest, log, slurm_job_id
+from nanochat.runtime import Runtime, StopRequest, log, process_age_s, slurm_job_id
 from nanochat.stages.checkpoints import Checkpoints
 from nanochat.stages.samples import Sampler
 from nanochat.train.acceleration import accelerated, read_ahead
@@ -259,7 +259,7 @@ def train(
         log(
             f"{work.stage}: {counts['total']:,} parameters, {plan.steps} steps of {plan.batch_tokens:,} tokens = {plan.tokens:,} tokens, "
             f"{plan.accumulation} x {plan.micro_batch_rows} rows x {plan.ranks} ranks on {runtime.facts.get('device_name', runtime.device.type)}; "
-            f"started up in {time.monotonic() - current.started:.1f} s"
+            f"started up in {process_age_s():.1f} s"
         )
     checkpoints = Checkpoints(work.folder, section["keep"], model, work.identity, description) if runtime.is_main else None
     learner = accelerated(model, runtime, section, compile_=current.compile)
