@@ -113,6 +113,20 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
         runtime.Runtime.start(device="cuda")
 
 
+def test_more_threads_than_cores_are_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr(runtime.os, "cpu_count", lambda: before)
+    try:
+        runtime.Runtime.start(device="cpu", threads=before)
+        assert "cores" not in capsys.readouterr().err
+        runtime.Runtime.start(device="cpu", threads=before + 1)
+        assert f"threads={before + 1}: there are {before} CPU cores here" in capsys.readouterr().err
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_an_absent_device_is_refused_with_those_that_are_there() -> None:
     import torch
 

@@ -200,6 +200,8 @@ class Runtime:
         import torch
 
         if threads:
+            if threads > (cores := os.cpu_count() or threads):
+                log(f"threads={threads}: there are {cores} CPU cores here, and more threads than cores slow each other down; give at most {cores}")
             torch.set_num_threads(threads)
         chosen = _choose_device(device)
         rank, local_rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
