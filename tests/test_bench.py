@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,6 +49,20 @@ def test_the_age_of_a_process_is_counted_from_its_start() -> None:
     asked = time.time()
     age_s, began = map(float, subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout.split())
     assert 0 <= age_s <= began - asked + 0.02  # the kernel's clock ticks a hundred times a second
+
+
+class TooLarge(Slow):
+    """Batches for which the machine has not the memory."""
+
+    def rows(self, step: int, positions: Any) -> tuple[Rows, Rows]:
+        ids, targets = super().rows(step, positions)
+        return np.lib.stride_tricks.as_strided(ids, (1 << 40, ids.shape[1]), (0, ids.strides[1])), targets
+
+
+def test_steps_that_do_not_fit_are_one_sentence() -> None:
+    setup = tiny()
+    with pytest.raises(UserError, match=r"^out of memory with 8 x 32 tokens at a time; give --override micro_batch_rows=4, or take recompute: blocks"):
+        measure_training(with_batches(setup, TooLarge(setup.batches, 0.0)), steps=1, started_s=time.time(), sizes=(64,))
 
 
 # --- train -----------------------------------------------------------------------------------------------------------
@@ -206,6 +221,7 @@ def test_the_command_prints_lines_or_json(capsys: pytest.CaptureFixture[str]) ->
     [
         (["train", "--depth", "0"], "--depth: '0' is not a whole number above 0"),
         (["train", "--depth", "300"], "depth=300"),
+        (["infer", "--depth", "250"], "weights alone of this model take about 3.1 TB of memory and "),
         (["train", "--recipe", "best"], "recipe='best': not defined"),
         (["train", "--override", "architecture.wdith=64"], "architecture.wdith: unknown key"),
         (["train", "--override", "architecture.width"], "not KEY=VALUE"),

@@ -26,6 +26,7 @@ from nanochat.model.config import ModelConfig
 from nanochat.model.gpt import GPT
 from nanochat.optim.muon_adamw import MuonAdamW
 from nanochat.recipes import RECIPES
+from nanochat.stages import training
 from nanochat.train.fitting import is_shortage
 from nanochat.train.host_memory import available_bytes
 from nanochat.train.loop import Settings, Trainer
@@ -300,3 +301,13 @@ if __name__ == "__main__":
 )
 def test_a_gpu_is_short_of_memory_beside_the_allocator_too(error: Exception, is_short: bool) -> None:
     assert is_shortage(error) == is_short
+
+
+@pytest.mark.parametrize(("free_gb", "said"), [(0.1, True), (50.0, False)])
+def test_what_memory_will_hardly_hold_is_said_before_the_first_step(
+    free_gb: float, said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(training, "available_bytes", lambda: int(free_gb * 1e9))
+    model = ModelConfig.from_depth(2, vocab_size=512, sequence_len=64, architecture=RECIPES["compact-2026-11"]["architecture"])
+    assert training.rows_that_fit(model, CPU, {"recompute": "none"}) >= 1
+    assert ("with one row at a time and 0.1 GB are free, so this will hardly work; take recompute: blocks" in capsys.readouterr().err) == said

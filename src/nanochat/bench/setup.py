@@ -13,8 +13,10 @@ from nanochat.config import MAX_VOCAB, MIN_VOCAB, BaseTrainStage, parse_section,
 from nanochat.errors import UserError
 from nanochat.model.config import ModelConfig
 from nanochat.model.gpt import GPT
+from nanochat.report.text import size
 from nanochat.runtime import Runtime
 from nanochat.train.batches import next_token_pairs
+from nanochat.train.host_memory import available_bytes
 from nanochat.train.memory import Setting, most_rows, training_memory
 from nanochat.train.scaling import TrainingPlan, plan_base_train
 from nanochat.train.sizes import model_configs, shape_of
@@ -103,9 +105,16 @@ def build(request: Request) -> Setup:
     resolved = resolve(request, batch_tokens)
     setting = Setting.of(runtime.device.type, recompute=resolved["recompute"])  # type: ignore[arg-type]
     plan = plan_base_train(resolved, shape_of(config, reference), most_rows=most_rows(config, runtime.facts.get("device_memory_bytes"), setting))
+    refuse_beyond_memory(runtime, 4 * config.parameter_counts()["total"], "weights alone")
     model = GPT(config, dtype=runtime.dtype, generator=torch.Generator().manual_seed(0)).to(runtime.device)
     batches = RandomBatches(config.vocab_size, config.sequence_len)
     return Setup(request, resolved, runtime, config, plan, model, batches, time.perf_counter() - started)
+
+
+def refuse_beyond_memory(runtime: Runtime, needed_bytes: int, what: str) -> None:
+    """Raise UserError for more than a CPU's memory has: the system would kill the process, or one beside it, without a word."""
+    if runtime.device.type == "cpu" and needed_bytes > (free := available_bytes()):
+        raise UserError(f"{what} of this model take about {size(needed_bytes)} of memory and {size(free)} are free; give a smaller --depth or width")
 
 
 def resolve(request: Request, batch_tokens: int) -> dict[str, Any]:

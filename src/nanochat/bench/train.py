@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from nanochat.bench.measure import GEMM_SIZES, Product, Taken, in_turn, peak_memory, products, summary, synchronize, take
-from nanochat.bench.setup import Setup
+from nanochat.bench.setup import Setup, refuse_beyond_memory
+from nanochat.errors import UserError
 from nanochat.hardware import peak_flops
 from nanochat.model.compiling import CompiledGPT
 from nanochat.train.acceleration import accelerated
+from nanochat.train.fitting import CURE, OutOfMemoryError
 from nanochat.train.measure import TimedBatches
+from nanochat.train.memory import divided
 from nanochat.train.update import Model, build_optimizer, make_update
 
 WARM_UP_STEPS = 2  # the first allocates the optimizer's state, the second meets memory that was used once
@@ -80,12 +83,18 @@ class TimedModel:
 def measure_training(setup: Setup, *, steps: int, started_s: float, sizes: Sequence[int] = GEMM_SIZES, compile_: str = "auto") -> dict[str, Any]:
     """Figures of `steps` updates. `started_s`: when the process began, in seconds of time.time(); `compile_`: auto, on or off, as of a training stage."""
     runtime, device = setup.runtime, setup.runtime.device
+    refuse_beyond_memory(runtime, setup.estimated_bytes(), "training steps")
     model = accelerated(setup.model, runtime, setup.resolved, compile_=compile_)
     optimizer = build_optimizer(setup.model, setup.plan, runtime)
     number = iter(range(1 << 30))
 
     def update() -> None:
-        make_update(model, optimizer, setup.plan, setup.batches, runtime, next(number))
+        try:
+            make_update(model, optimizer, setup.plan, setup.batches, runtime, next(number))
+        except OutOfMemoryError:
+            rows = setup.plan.micro_batch_rows
+            fewer = f"give --override micro_batch_rows={divided(rows, rows // 2)}, or " if rows > 1 else ""
+            raise UserError(f"out of memory with {rows} x {setup.config.sequence_len} tokens at a time; {fewer}{CURE}") from None
 
     first = take(update, device)
     first_step_s, first_cpu_s = time.time() - started_s, time.process_time()  # which counts from the start of the process

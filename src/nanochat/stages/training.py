@@ -34,7 +34,7 @@ from nanochat.train.batches import ConversationBatches, TextBatches
 from nanochat.train.counters import Counters, Scores, Validation
 from nanochat.train.host_memory import available_bytes
 from nanochat.train.loop import Settings, Trainer
-from nanochat.train.memory import Setting, most_rows
+from nanochat.train.memory import Setting, most_rows, training_memory
 from nanochat.train.metrics import Heartbeat
 from nanochat.train.resume import FOLDER
 from nanochat.train.scaling import TrainingPlan
@@ -205,6 +205,9 @@ def rows_that_fit(config: ModelConfig, runtime: Runtime, section: Mapping[str, A
     if runtime.device.type == "cpu":
         memory = available_bytes() // (runtime.world_size // runtime.facts.get("nodes", 1))
     setting = Setting.of(runtime.device.type, recompute=section["recompute"], shards=runtime.world_size)  # type: ignore[arg-type]
+    if memory is not None and (needed := training_memory(config, 1, setting).total) > memory:
+        cure = "take a smaller model" if section["recompute"] == "blocks" else "take recompute: blocks or a smaller model"
+        log(f"about {needed / 1e9:.1f} GB of memory are needed with one row at a time and {memory / 1e9:.1f} GB are free, so this will hardly work; {cure}")
     return -runtime.highest(-most_rows(config, memory, setting))[0]
 
 
