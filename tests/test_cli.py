@@ -149,9 +149,19 @@ def test_waiting_threads_sleep_soon_unless_the_user_has_set_how(own: dict[str, s
     assert done.stdout.strip() == expected
 
 
-@pytest.mark.parametrize("verb", ["plan --configfile tests/tiny.yaml", "preflight --configfile tests/tiny.yaml", "status", "runs", "data list"])
+SPEAKERS = [
+    "plan --configfile tests/tiny.yaml --json",
+    "preflight --configfile tests/tiny.yaml --json",
+    "status --json",
+    "runs --json",
+    "data list --json",
+    "--help",
+]
+
+
+@pytest.mark.parametrize("verb", SPEAKERS)
 def test_a_reader_that_leaves_ends_no_verb_with_a_traceback(verb: str) -> None:
-    speaker = [sys.executable, "-m", "nanochat", *verb.split(), "--json"]
+    speaker = [sys.executable, "-m", "nanochat", *verb.split()]
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as closed:

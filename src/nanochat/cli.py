@@ -9,6 +9,7 @@ import errno
 import importlib
 import os
 import sys
+from typing import NoReturn
 
 from nanochat import __version__, progress
 from nanochat.errors import Stopped, UserError
@@ -61,7 +62,10 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help", "--version"):
-        print(__version__ if verb == "--version" else usage())
+        try:
+            print(__version__ if verb == "--version" else usage(), flush=True)
+        except BrokenPipeError:
+            _end_unread()
         sys.exit(0)
     if verb not in VERBS:
         _fail(f"{verb!r}: no such verb; choose one of {', '.join(VERBS)}")
@@ -83,8 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(EXIT_STOPPED)
     except OSError as error:
         if error.errno == errno.EPIPE and verb in SPEAKERS:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
-            sys.exit(EXIT_NOBODY_READS)
+            _end_unread()
         if error.errno in WRONG_PLACE:
             _fail(f"{error.filename or 'a file'}: {(error.strerror or '').lower()}; give another path, or make this one readable and writable, and run again")
         if error.errno not in DISK_FULL:
@@ -106,6 +109,11 @@ def _has_ranks(verb: str, arguments: list[str]) -> bool:
 def out_of_memory(error: BaseException) -> bool:
     """Whether Python, the CPU or a GPU has refused memory; torch says so with errors of its own, known by name without importing it."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def _end_unread() -> NoReturn:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
+    sys.exit(EXIT_NOBODY_READS)
 
 
 def _fail(sentences: str) -> None:
