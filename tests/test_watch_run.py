@@ -24,6 +24,7 @@ from nanochat.artifacts import exclusive, write_json
 from nanochat.errors import Stopped, UserError
 from nanochat.runtime import StopRequest
 from nanochat.stages.training import wanted_mirrors
+from nanochat.status.look import Line
 from nanochat.train import measure
 from nanochat.train.counters import Validation
 from nanochat.train.loop import Trainer
@@ -322,6 +323,20 @@ def test_watch_of_what_is_not_there_is_one_sentence(tmp_path: Path) -> None:
 def test_stage_that_has_logged_nothing_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command.main(["d2", "--stage", "chat_sft", "--results", str(results(tmp_path))])
     assert "loss: nothing is logged yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("width", "headings"), [(100, "run state step loss bpb tokens/s ETA progress"), (64, "run state loss bpb tokens/s ETA"), (40, "run state loss bpb")]
+)
+def test_narrow_terminal_leaves_columns_out_and_never_the_loss(tmp_path: Path, width: int, headings: str) -> None:
+    log = Log("d2", tmp_path)
+    log_lines(tmp_path, [{"step": 1, "loss": 3.25}, {"step": 2, "loss": 3.0, "val_bpb": 1.5}])
+    log.read()
+    line = Line("d2", "base_train", "running", "heartbeat", phase="save", step=2, steps=4000, eta_s=90.0, tokens_per_s=1234.0, age_s=3.0)
+    drawn = frame([log], [line], ["loss"], "step", Look(width, 24, colours=False, unicode=True)).splitlines()
+    assert max(map(len, drawn)) <= width
+    assert drawn[-2].split() == headings.split()
+    assert "3.0000" in drawn[-1] and "1.5000" in drawn[-1]
 
 
 def test_screen_that_knows_ascii_alone_gets_letters(tmp_path: Path) -> None:

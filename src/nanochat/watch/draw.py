@@ -12,12 +12,13 @@ from nanochat.watch.logs import Log
 COLOURS = ("cyan", "yellow", "magenta", "green", "red", "blue", "white")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MARGIN = 14  # columns that plotille takes for the numbers of the y axis
-LEAST_WIDTH, LEAST_HEIGHT = 20, 6
+LEAST_WIDTH, LEAST_HEIGHT = 15, 6
 FRAME_LINES = 5  # of a panel besides the curve: the y axis' name and largest value, the x axis, its numbers, an empty line
 DOTS = 2  # in the width of a character
 BLANK, FIRST_DOTS, LAST_DOTS = "\u2800", "\u2801", "\u28ff"
 HEADINGS = ("", "run", "state", "step", "loss", "bpb", "tokens/s", "utilisation", "ETA", "progress")
 RIGHT = (3, 4, 5, 6, 7, 8, 9)
+LEFT_OUT = (9, 7, 3, 6, 8)  # where a terminal is narrow, one after another until the others fit
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,22 @@ def _numbers(logs: Sequence[Log], lines: Sequence[Line | None], look: Look) -> l
     """A table: where each run is. The first column tells its curve."""
     rows = [HEADINGS, *(_row(place, log, line, look) for place, (log, line) in enumerate(zip(logs, lines, strict=True)))]
     used = [n for n, column in enumerate(zip(*rows, strict=True)) if n == 0 or any(column[1:])]
-    kept = [[row[n] for n in used] for row in rows]
-    table = [line[: look.width] for line in aligned(kept, [place for place, n in enumerate(used) if n in RIGHT])]
+    table = _table(rows, used)
+    for n in LEFT_OUT:
+        if max(map(len, table)) > look.width and n in used:
+            used.remove(n)
+            table = _table(rows, used)
+    table = [line[: look.width] for line in table]
     if look.colours:
         from plotille import color
 
         table[1:] = [color(line[:2], fg=COLOURS[place % len(COLOURS)]) + line[2:] for place, line in enumerate(table[1:])]
     known = [(log.run, line) for log, line in zip(logs, lines, strict=True) if line is not None]
     return table + [f"{run}: {', '.join(said)}" for run, line in known if (said := [*bad_steps(line), *([line.why] if line.why else [])])]
+
+
+def _table(rows: Sequence[Sequence[str]], columns: Sequence[int]) -> list[str]:
+    return aligned([[row[n] for n in columns] for row in rows], [place for place, n in enumerate(columns) if n in RIGHT])
 
 
 def _row(place: int, log: Log, line: Line | None, look: Look) -> tuple[str, ...]:
