@@ -54,7 +54,7 @@ def test_a_complete_experiment_is_accepted() -> None:
         ("runz", {}, ["runz", "unknown key"]),
         ("runs.tiny.base_train.depth", 0, ["runs.tiny.base_train.depth=0", "greater than or equal to 1"]),
         ("runs.tiny.base_train.wandb", True, ["runs.tiny.base_train.wandb=True: is a section; give its keys, or {}"]),
-        ("runs.tiny.base_train.keep", {"last": 3}, ["runs.tiny.base_train.keep: last=3", "every is 0; give every"]),
+        ("runs.tiny.base_train.keep", {"last": 2}, ["runs.tiny.base_train.keep.last=2", "every is 0; give every"]),
         ("runs.tiny.base_train.depth", -1, ["runs.tiny.base_train.depth=-1"]),
         ("runs.tiny.base_train.depth", 2.5, ["runs.tiny.base_train.depth=2.5", "integer"]),
         ("runs.tiny.base_train.depth", "4", ["runs.tiny.base_train.depth='4'", "integer"]),

@@ -6,7 +6,7 @@ from nanochat.config.schema import NOT_A_SOURCE, Experiment, Run, TaskSettings
 from nanochat.config.subtrees import evaluation_rows, resolve_base_train, stage_tasks, task_rows
 from nanochat.data.core import CORE, CORE_SOURCES, CORE_TASKS
 from nanochat.data.sources import SOURCES
-from nanochat.names import NOT_A_RUN
+from nanochat.names import NOT_A_RUN, STAGE_OF_PHASE
 from nanochat.recipes import RECIPES
 from nanochat.tasks import TASKS
 
@@ -54,6 +54,7 @@ def find_problems(experiment: Experiment) -> list[str]:
         check(f"runs.{name}.corpus", run.corpus, experiment.corpora)
         check(f"runs.{name}.tokenizer", run.tokenizer, experiment.tokenizers)
         check(f"runs.{name}.recipe", run.recipe, RECIPES)
+        problems += _keep_problems(f"runs.{name}", run)
         problems += _task_problems(name, run, [source for source, section in experiment.sources.items() if section.columns])
         if not problems:
             problems += _shape_problems(f"runs.{name}.base_train.architecture", run)
@@ -172,6 +173,13 @@ def _core_problems(place: str, settings: TaskSettings) -> list[str]:
     if "split" in settings.model_fields_set and settings.split != "test":
         problems.append(f"{place}.split={settings.split!r}: the tasks of CORE have no splits; leave it out")
     return problems
+
+
+def _keep_problems(place: str, run: Run) -> list[str]:
+    """A number of models to keep without the steps between them: none would be kept, in silence."""
+    stages = {stage: section.keep for stage in STAGE_OF_PHASE.values() if (section := getattr(run, stage)) is not None}
+    cure = "of models that are kept every so many steps, and every is 0; give every, or leave last out"
+    return [f"{place}.{stage}.keep.last={keep.last}: {cure}" for stage, keep in stages.items() if "last" in keep.model_fields_set and not keep.every]
 
 
 def _shape_problems(place: str, run: Run) -> list[str]:

@@ -231,12 +231,6 @@ class Keep(Section):
     last: PositiveInt = 2  # how many of them stay, the newest
     best: bool = False  # and the one with the lowest validation bits per byte
 
-    @model_validator(mode="after")
-    def _says_how_often(self) -> Self:
-        if self.last != type(self).model_fields["last"].default and not self.every:
-            raise ValueError(f"last={self.last}: of models that are kept every so many steps, and every is 0; give every, or leave last out")
-        return self
-
 
 class OnBadStep(Section):
     """What to do about a step that looks wrong. Bad steps are always said aloud, with the rows that they held (`nanochat data show`)."""
