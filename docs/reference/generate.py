@@ -162,6 +162,8 @@ def recipes_page() -> str:
                 "# Recipes",
                 "Generated from `src/nanochat/recipes.py` by `docs/reference/generate.py`. A recipe is frozen: a better one gets a new name, so that an old "
                 "experiment file means the same for ever. `value_embeddings`, `batch_tokens: 0` and `scale_*` follow the depth by the scaling rules.",
+                "`classic` and `modern` are published settings for GPUs, `compact` was tuned on CPUs: `compact-2026-11` for about a thousand steps, "
+                "`compact-2026-11b` for some hundred.",
                 "\n".join(rows),
             ]
         )

@@ -2,7 +2,7 @@
 
 A run names its recipe and overrides single keys. Every key of `config.BaseTrain` but the depth has a value here.
 Sources: classic = karpathy's nanochat as published in November 2025; modern = the same project's published state of
-July 2026; compact = modern, tuned for minutes on a CPU (reports/log.md has the figures).
+July 2026; compact = modern, tuned for minutes on a CPU (reports/log.md has the figures); b: for runs of some hundred steps.
 """
 
 from typing import Any
@@ -49,4 +49,15 @@ COMPACT: dict[str, Any] = {
     "horizon": {"tokens_per_param": 12.0, "counted_params": "scaling", "batch_tokens": 2048, "scale_lr_with_batch": False},
 }  # fmt: skip
 
-RECIPES: dict[str, dict[str, Any]] = {"classic-2025-11": CLASSIC, "modern-2026-07": MODERN, "compact-2026-11": COMPACT}
+COMPACT_B: dict[str, Any] = {
+    **COMPACT,
+    "optimizer": {**COMPACT["optimizer"], "matrix_lr": 0.06},
+    "schedule": {**COMPACT["schedule"], "warmdown_fraction": 0.9},
+}
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "classic-2025-11": CLASSIC,
+    "modern-2026-07": MODERN,
+    "compact-2026-11": COMPACT,
+    "compact-2026-11b": COMPACT_B,
+}
