@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._functorch.config as aot
 from torch import Tensor, nn
 
 from nanochat.model.gpt import GPT
@@ -44,7 +45,7 @@ class CompiledGPT:
             model.hidden, dynamic=False, fullgraph=True, backend=backend
         )  # the loss is products in chunks already
         # the backward pass is compiled with the forward one, where a failure can be done without, and not in the first backward pass
-        torch._functorch.config.force_non_lazy_backward_lowering = True
+        aot.force_non_lazy_backward_lowering = True
 
     @property
     def is_compiled(self) -> bool:
