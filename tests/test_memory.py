@@ -285,10 +285,6 @@ def test_one_row_that_does_not_fit_ends_the_run_with_the_cure(tmp_path: Path) ->
     assert ended["error"].startswith("step 1: out of memory with one row of 256 tokens at a time; take recompute: blocks, ")
 
 
-if __name__ == "__main__":
-    print(json.dumps([in_a_child(case.peak) for case in CASES]))
-
-
 @pytest.mark.parametrize(
     ("error", "is_short"),
     [
@@ -311,3 +307,7 @@ def test_what_memory_will_hardly_hold_is_said_before_the_first_step(
     model = ModelConfig.from_depth(2, vocab_size=512, sequence_len=64, architecture=RECIPES["compact-2026-11"]["architecture"])
     assert training.rows_that_fit(model, CPU, {"recompute": "none"}) >= 1
     assert ("with one row at a time and 0.1 GB are free, so this will hardly work; take recompute: blocks" in capsys.readouterr().err) == said
+
+
+if __name__ == "__main__":
+    print(json.dumps([in_a_child(case.peak) for case in CASES]))

@@ -187,6 +187,11 @@ class Runtime:
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def ranks_per_node(self) -> int:
+        """How many ranks share a machine, and its memory and processors."""
+        return -(-self.world_size // int(self.facts.get("nodes", 1)))
+
+    @property
     def is_main(self) -> bool:
         """Whether this rank writes files and log lines."""
         return self.rank == 0

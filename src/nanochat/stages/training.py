@@ -203,7 +203,7 @@ def rows_that_fit(config: ModelConfig, runtime: Runtime, section: Mapping[str, A
     """The most rows at a time, by the memory of the GPU or by what is available here; the same on all ranks."""
     memory = runtime.facts.get("device_memory_bytes")
     if runtime.device.type == "cpu":
-        memory = available_bytes() // (runtime.world_size // runtime.facts.get("nodes", 1))
+        memory = available_bytes() // runtime.ranks_per_node
     setting = Setting.of(runtime.device.type, recompute=section["recompute"], shards=runtime.world_size)  # type: ignore[arg-type]
     if memory is not None and (needed := training_memory(config, 1, setting).total) > memory:
         cure = "take a smaller model" if section["recompute"] == "blocks" else "take recompute: blocks or a smaller model"

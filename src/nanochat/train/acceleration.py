@@ -31,8 +31,8 @@ def accelerated(model: GPT, runtime: Runtime, section: Mapping[str, Any], *, com
         log(f"attention over {min(windowed)} positions in {len(windowed)} of {model.config.depth} layers by {name}{cost}")
     if not compiled:
         return model
-    if (ranks := runtime.world_size // runtime.facts.get("nodes", 1)) > 1:
-        compiling.share_workers(ranks)
+    if runtime.ranks_per_node > 1:
+        compiling.share_workers(runtime.ranks_per_node)
     return compiling.CompiledGPT(model, log)
 
 

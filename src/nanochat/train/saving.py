@@ -98,8 +98,7 @@ class Saver:
 
     def _fits(self, tensors: Mapping[str, Tensor]) -> bool:
         """Whether the ranks of this machine may copy their shares; says once if not."""
-        ranks_here = -(-self.runtime.world_size // self.runtime.facts.get("nodes", 1))
-        size = ranks_here * sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        size = self.runtime.ranks_per_node * sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         free = available_bytes()
         if size <= USABLE_SHARE * free:
             return True
